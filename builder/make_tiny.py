@@ -1,0 +1,119 @@
+"""Makes `dia-tiny`, the model that stands in where there are neither weights nor a GPU.
+
+    python -m builder.make_tiny models/dia-tiny
+
+The same architecture as Dia 1.6B (0626 maths, 9 channels, delays, 3072 positions) with 1.6 M
+parameters, and a codec of the same shape as DAC 44.1 kHz with 0.5 M. The weights are random: it
+runs every line that the real model runs, and what it says is noise. They come from a generator
+whose stream numpy guarantees, so every machine makes the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from worker.codec.checkpoint import save_codec
+from worker.codec.config import CodecConfig
+from worker.codec.network import CodecNetwork
+from worker.dia.checkpoint import empty_dia, export_dia
+from worker.dia.config import DecoderConfig, DiaConfig, EncoderConfig, Generation, to_transformers
+from worker.dia.layouts import Layout
+
+SEED = 1626
+EOS_GAIN = 1.1  # so that it ends by itself, now sooner, now later
+LOUDNESS = 0.004  # of the last convolution of the codec: noise at a bearable level
+
+DIA = DiaConfig(
+    generation=Generation.JUNE,
+    encoder=EncoderConfig(
+        layers=2,
+        hidden=64,
+        intermediate=256,
+        heads=4,
+        head_dim=16,
+        vocabulary=256,
+        max_positions=1024,
+    ),
+    decoder=DecoderConfig(
+        layers=3,
+        hidden=64,
+        intermediate=256,
+        query_heads=4,
+        kv_heads=2,
+        head_dim=16,
+        cross_heads=4,
+        cross_head_dim=16,
+        channels=9,
+        vocabulary=1028,
+        max_positions=3072,
+    ),
+    delays=(0, 8, 9, 10, 11, 12, 13, 14, 15),
+)
+CODEC = CodecConfig(
+    encoder_channels=8,
+    encoder_strides=(2, 4, 8, 8),
+    decoder_channels=128,
+    decoder_strides=(8, 8, 4, 2),
+    latent_dim=128,
+    codebooks=9,
+    codebook_size=1024,
+    codebook_dim=8,
+    sample_rate=44_100,
+)
+
+
+def make_tiny(folder: Path) -> None:
+    """Writes `config.json`, `model.safetensors` and `codec/` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.RandomState(SEED)
+    tensors = _dia_tensors(random)
+    save_file(tensors, folder / "model.safetensors")
+    network = CodecNetwork(CODEC)
+    _fill(network, random)
+    with torch.no_grad():
+        network.decoder.conv2.weight.mul_(LOUDNESS)
+    save_codec(network, folder / "codec")
+    # The configuration comes last: a folder that has one is whole.
+    config = {**to_transformers(DIA), "trained": False}
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _dia_tensors(random: np.random.RandomState) -> dict[str, Tensor]:
+    model = empty_dia(DIA, torch.device("cpu"), torch.float32)
+    _fill(model, random)
+    with torch.no_grad():
+        model.decoder.logits.weight[DIA.eos_id].mul_(EOS_GAIN)
+    tensors = export_dia(model, Layout.TRANSFORMERS)
+    return {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, random: np.random.RandomState) -> None:
+    """Matrices so that variance is kept, tables of unit variance, norms and Snakes of one."""
+    for name, parameter in module.named_parameters():
+        if "norm" in name or "alpha" in name:
+            parameter.fill_(1.0)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            spread = 1.0 if "embedding" in name or "codebook" in name else _spread(parameter)
+            values = random.standard_normal(tuple(parameter.shape)) * spread
+            parameter.copy_(torch.from_numpy(values))
+
+
+def _spread(weight: Tensor) -> float:
+    return 1 / math.sqrt(math.prod(weight.shape[1:]))
+
+
+if __name__ == "__main__":
+    make_tiny(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Recordings in and files out: reading and checking references, encoding results."""

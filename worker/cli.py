@@ -1,0 +1,112 @@
+"""The worker's commands for people: speak a text, check this machine against the reference.
+
+Knows arguments and a terminal; everything else is the service's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from worker.audio.encode import FORMATS, EncodedAudio
+from worker.config import load_settings
+from worker.errors import WorkerError
+from worker.parity import check_folder
+from worker.schema import JobInput, JobResult, parse_job
+from worker.service import Service, summary
+from worker.startup import resolve_device, start
+from worker.text import estimate_frames
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the process's exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        status: int = options.run(options)
+    except WorkerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    speak = commands.add_parser("speak", help="speak a text into a file")
+    speak.add_argument("text", metavar="TEXT", help="what to say; [S1] and [S2] mark speakers")
+    speak.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    speak.add_argument("--voice", metavar="ID", help="a voice of the library")
+    speak.add_argument("--seed", type=int, metavar="N", help="same seed, same speech")
+    speak.add_argument(
+        "--format", choices=list(FORMATS), help="default: what the file's ending says"
+    )
+    speak.set_defaults(run=_speak)
+
+    parity = commands.add_parser("parity", help="compare this machine with reference vectors")
+    parity.add_argument("folders", type=Path, nargs="+", metavar="DIR")
+    parity.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parity.set_defaults(run=_parity)
+    return parser
+
+
+def _speak(options: argparse.Namespace) -> int:
+    settings = load_settings()
+    suffixes = {known.extension: name for name, known in FORMATS.items()}
+    format = options.format or suffixes.get(options.output.suffix.lower())
+    fields = {
+        "text": options.text,
+        "voice_id": options.voice,
+        "seed": options.seed,
+        "output_format": format,
+    }
+    job = parse_job(fields, settings.generation)
+    service = start(settings)
+    try:
+        result, audio = _with_bar(service, job)
+    finally:
+        service.close()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_bytes(audio.data)
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{options.output}: {summary(result)}")
+    return 0
+
+
+def _with_bar(service: Service, job: JobInput) -> tuple[JobResult, EncodedAudio]:
+    """Speaks a job behind a progress bar of codec frames; how many it will be is an estimate."""
+    with tqdm(total=estimate_frames(job.text), unit=" frames", leave=False) as bar:
+
+        def advance(frames: int) -> None:
+            bar.total = max(bar.total or 0, bar.n + frames)
+            bar.update(frames)
+
+        return asyncio.run(service.speak(job, advance))
+
+
+def _parity(options: argparse.Namespace) -> int:
+    device = resolve_device(options.device)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+    print(f"{'case':<20} {'frames':>6}  {'codes':<9} {'encoder':>9} {'logits':>9}")
+    failed = 0
+    for folder in options.folders:
+        for case in check_folder(folder, device):
+            failed += not case.passed
+            print(
+                f"{case.folder + '/' + case.case:<20} {case.frames:>6}  "
+                f"{'equal' if case.codes_equal else 'DIFFERENT':<9} "
+                f"{case.encoder_error:>9.1e} {case.logit_error:>9.1e}"
+                f"{'' if case.passed else '  FAILED'}"
+            )
+    print("all equal" if not failed else f"{failed} cases failed")
+    return 1 if failed else 0

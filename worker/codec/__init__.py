@@ -1,0 +1,1 @@
+"""The Descript Audio Codec: codes to waveform and back, whole and streamed."""

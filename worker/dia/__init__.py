@@ -1,0 +1,1 @@
+"""Dia as mathematics: dimensions, text ids, delay pattern, layers and checkpoints."""
