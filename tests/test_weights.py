@@ -454,6 +454,17 @@ def test_a_download_takes_the_revision_that_was_configured(house: House, hub: Fa
     assert hub.revisions == {"v2"}
 
 
+def test_a_repository_that_is_pinned_is_downloaded_at_its_commit_and_found_again(
+    house: House, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.hub.PINNED", {"org/model": COMMIT})
+    hub.files = {f"org/model/{name}": b"{}" for name in ("config.json", "model.safetensors")}
+    files = house.dia(DIA_MODEL="org/model")
+    assert hub.revisions == {COMMIT}
+    again = house.dia(DIA_MODEL="org/model", HF_HUB_OFFLINE="1")
+    assert (again.weights, again.origin) == (files.weights, "the hub's cache")
+
+
 def test_shards_are_downloaded_with_their_index(house: House, hub: FakeHub) -> None:
     names = ["config.json", "model.safetensors.index.json", *SHARDS]
     hub.files = {f"org/model/{name}": b"{}" for name in (*names, "pytorch_model.bin")}

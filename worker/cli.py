@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from worker.audio.encode import FORMATS, EncodedAudio
 from worker.config import load_settings
-from worker.errors import WorkerError
+from worker.errors import InvalidInput, WorkerError
 from worker.parity import check_folder
 from worker.schema import JobInput, JobResult, parse_job
 from worker.service import Service, summary
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         status: int = options.run(options)
-    except WorkerError as error:
+    except (WorkerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return status
@@ -60,26 +60,36 @@ def _parser() -> argparse.ArgumentParser:
 
 def _speak(options: argparse.Namespace) -> int:
     settings = load_settings()
-    suffixes = {known.extension: name for name, known in FORMATS.items()}
-    format = options.format or suffixes.get(options.output.suffix.lower())
     fields = {
         "text": options.text,
         "voice_id": options.voice,
         "seed": options.seed,
-        "output_format": format,
+        "output_format": options.format or _format_of(options.output),
     }
     job = parse_job(fields, settings.generation)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     service = start(settings)
     try:
         result, audio = _with_bar(service, job)
     finally:
         service.close()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_bytes(audio.data)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{options.output}: {summary(result)}")
     return 0
+
+
+def _format_of(output: Path) -> str | None:
+    """What the file's ending says; a file without one gets the settings' format."""
+    known = {format.extension: name for name, format in FORMATS.items()}
+    suffix = output.suffix.lower()
+    if suffix and suffix not in known:
+        raise InvalidInput(
+            f"{output.name} ends in {suffix!r}; valid are {', '.join(known)}, or any ending "
+            "together with --format"
+        )
+    return known.get(suffix)
 
 
 def _with_bar(service: Service, job: JobInput) -> tuple[JobResult, EncodedAudio]:

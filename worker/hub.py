@@ -22,6 +22,9 @@ from worker.errors import WeightsNotFound
 
 CONFIG = "config.json"
 
+# What a download takes where no revision is set; of other repositories, the default branch.
+PINNED = {"nari-labs/Dia-1.6B-0626": "ef2795fcc29c5abe6ffc91fd33808588b49bbc66"}
+
 # What a download may fail with. The bases of HfHubHTTPError stand for whichever HTTP library the
 # installed hub client uses; a RuntimeError is what its native transfer library raises.
 DOWNLOAD_ERRORS: tuple[type[BaseException], ...] = (
@@ -40,6 +43,11 @@ class Wanted:
     repo_id: str
     revision: str | None
     names: tuple[str, ...]
+
+    @property
+    def download_revision(self) -> str | None:
+        """The revision that was set, else the pinned one; `None` is the default branch."""
+        return self.revision or PINNED.get(self.repo_id)
 
 
 Place = tuple[str, Callable[[], Path]]  # its name in words, and how to look for weights there
@@ -92,10 +100,10 @@ def cached(hub: Path, wanted: Wanted) -> Path:
     repository = hub / f"models--{wanted.repo_id.replace('/', '--')}"
     if not repository.is_dir():
         raise WeightsNotFound(f"{repository}: no such folder")
-    revision = wanted.revision or "main"
-    ref = repository / "refs" / revision
-    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
-    return weights_in(repository / "snapshots" / commit, wanted.names)
+    ref = repository / "refs" / (wanted.revision or "main")
+    # A download of a commit leaves no refs/main behind.
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else wanted.download_revision
+    return weights_in(repository / "snapshots" / (commit or "main"), wanted.names)
 
 
 def download(wanted: Wanted, hub_cache: Path, offline: bool) -> Path:
@@ -105,7 +113,7 @@ def download(wanted: Wanted, hub_cache: Path, offline: bool) -> Path:
 
     def fetch(name: str) -> Path:
         path = huggingface_hub.hf_hub_download(
-            wanted.repo_id, name, revision=wanted.revision, cache_dir=hub_cache
+            wanted.repo_id, name, revision=wanted.download_revision, cache_dir=hub_cache
         )
         return Path(path)
 

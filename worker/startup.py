@@ -53,6 +53,7 @@ def start(settings: Settings) -> Service:
     with _stage("codec"):
         codec = load_codec(find_codec(settings, files), device)
     _check_pair(model, codec)
+    delivery = _delivery(settings)
     library = settings.voice_library
     voices = VoiceLibrary(library.path, codec, library.max_cache_size)
     with _stage(f"{len(library.preload_voices)} preloaded voices"):
@@ -61,25 +62,25 @@ def start(settings: Settings) -> Service:
     with _stage(f"engine of {slots} slots"):
         engine = EngineLoop(Engine(model, slots, settings.performance.memory_optimization))
     logger.info("ready on %s in %.1f s", device, time.monotonic() - started)
-    return Service(engine, codec, voices, _delivery(settings), info, is_trained(files.config))
+    return Service(engine, codec, voices, delivery, info, is_trained(files.config))
 
 
 def resolve_device(name: str) -> torch.device:
     """`auto` is the first CUDA device, else the CPU.
 
     Raises:
-        InvalidConfig: if a CUDA device is asked for that is not there.
+        InvalidConfig: if it is a device that is not there.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda:0" if count else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= count:
+    there = ["cpu", *(f"cuda:{index}" for index in range(count))]
+    # Always with its index: torch's memory functions refuse a bare "cuda".
+    wanted = {"auto": "cuda:0" if count else "cpu", "cuda": "cuda:0"}.get(name, name)
+    if wanted not in there:
         raise InvalidConfig(
             f"model.device is {name!r}, and this machine has {count} CUDA devices; valid are "
-            f"auto, cpu{''.join(f', cuda:{index}' for index in range(count))}"
+            f"auto, {', '.join(there)}"
         )
-    return device
+    return torch.device(wanted)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -127,7 +128,16 @@ def _prepare_cuda(device: torch.device, memory_fraction: float) -> None:
 
 def _delivery(settings: Settings) -> Delivery:
     folder = settings.delivery.keep_in
-    return KeepingDelivery(InlineDelivery(), folder) if folder else InlineDelivery()
+    if folder is None:
+        return InlineDelivery()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidConfig(
+            f"KEEP_RESULTS_IN (delivery.keep_in): {str(folder)!r} cannot be made: "
+            f"{error.strerror}; it must be a folder that may be written"
+        ) from error
+    return KeepingDelivery(InlineDelivery(), folder)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What models and codecs share: checkpoint files, and lookup tables.
+"""What models and codecs share: checkpoint files, and memory for what they hold.
 
 Named tensors are read one at a time, whatever the container: safetensors (one file or shards) or
 torch pickles (`.pth`, `.bin`; with `weights_only=True`). Knows nothing of what they mean.
@@ -10,19 +10,30 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from worker.errors import InvalidCheckpoint
 
 FINGERPRINT_SAMPLE = 256  # elements of each tensor that enter the fingerprint
 
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 class Checkpoint:
@@ -101,6 +112,9 @@ def _open_pickle(path: Path) -> Checkpoint:
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     tensors: dict[str, Tensor] = content.get("state_dict", content)
     metadata = content.get("metadata", {}) if "state_dict" in content else {}
+    strange = [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
+    if strange:
+        raise InvalidCheckpoint(f"{path}: not a tensor: {', '.join(map(str, strange[:6]))}")
     return Checkpoint({name: partial(_same, tensors[name]) for name in tensors}, metadata)
 
 
@@ -108,14 +122,31 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def table(rows: int, width: int) -> nn.Embedding:
-    """An embedding of unit variance.
+class _NoInitialisation(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == torch.nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
-    `nn.Embedding(rows, width)` is the same, but on the meta device its initialisation imports
-    torch's compiler, which takes seconds of a cold start.
+
+@contextmanager
+def uninitialised(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Modules built inside have memory on the device, in the type, and whatever was in it.
+
+    The meta device and `to_empty` would do the same, by way of torch's reference implementations,
+    whose import takes seconds of a cold start.
     """
-    weight = torch.empty(rows, width)
-    if not weight.is_meta:
-        weight.normal_()
-    embedding: nn.Embedding = nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
-    return embedding
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device, _NoInitialisation():
+            yield
+    finally:
+        torch.set_default_dtype(before)

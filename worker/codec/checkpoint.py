@@ -19,7 +19,7 @@ from worker.codec.codec import Codec
 from worker.codec.config import CodecConfig
 from worker.codec.network import CodecNetwork
 from worker.errors import InvalidCheckpoint
-from worker.tensors import Checkpoint, open_checkpoint
+from worker.tensors import Checkpoint, open_checkpoint, uninitialised
 
 WEIGHT_FILES = ("model.safetensors", "weights.pth")  # in a folder, the first found is used
 CONFIG_FILE = "config.json"
@@ -52,9 +52,8 @@ def load_codec(path: Path, device: torch.device, dtype: torch.dtype = torch.floa
     file = _weights_file(path)
     checkpoint = open_checkpoint(file)
     config = _read_config(file, checkpoint)
-    with torch.device("meta"):
+    with uninitialised(device, dtype):
         network = CodecNetwork(config)
-    network = network.to(dtype).to_empty(device=device)
     _fill(network, checkpoint, file)
     return Codec(network, _fingerprint(checkpoint, config))
 

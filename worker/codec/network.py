@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.codec.config import CodecConfig
-from worker.tensors import table
 
 DILATIONS = (1, 3, 9)  # of the three residual units in every block
 EPSILON = 1e-9  # keeps Snake finite where a channel's frequency is zero
@@ -210,7 +209,7 @@ class Quantizer(nn.Module):
         super().__init__()
         self.in_proj = nn.Conv1d(config.latent_dim, config.codebook_dim, kernel_size=1)
         self.out_proj = nn.Conv1d(config.codebook_dim, config.latent_dim, kernel_size=1)
-        self.codebook = table(config.codebook_size, config.codebook_dim)
+        self.codebook = nn.Embedding(config.codebook_size, config.codebook_dim)
 
     def forward(self, residual: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Residual [B, latent_dim, T] → its quantized part, codes [B, T], projected, chosen."""

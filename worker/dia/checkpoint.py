@@ -11,7 +11,7 @@ from worker.dia.config import DiaConfig
 from worker.dia.layouts import Layout, Piece, pieces_of
 from worker.dia.model import DiaModel
 from worker.errors import InvalidCheckpoint
-from worker.tensors import Checkpoint, open_checkpoint
+from worker.tensors import Checkpoint, open_checkpoint, uninitialised
 
 NAMED_AT_MOST = 6  # tensors listed in an error message, of each kind of fault
 
@@ -36,18 +36,17 @@ def load_dia(
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for piece in pieces:
-            tensor = checkpoint.load(piece.name)
             rows = parameters[piece.parameter][piece.first_row : piece.first_row + piece.rows]
-            rows.copy_(piece.from_file(tensor.to(device)))
+            rows.copy_(piece.from_file(checkpoint.load(piece.name).to(device)))
     model.prepare()
     return model, checkpoint.fingerprint()
 
 
 def empty_dia(config: DiaConfig, device: torch.device, dtype: torch.dtype) -> DiaModel:
     """A model on the device whose weights are not set yet."""
-    with torch.device("meta"):
+    with uninitialised(device, dtype):
         model = DiaModel(config)
-    return model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    return model.requires_grad_(False).eval()
 
 
 def export_dia(model: DiaModel, layout: Layout) -> dict[str, Tensor]:

@@ -192,12 +192,20 @@ def _parse_june(content: Mapping[str, Any], generation: Generation) -> DiaConfig
             max_positions=decoder["max_position_embeddings"],
         ),
         delays=tuple(content["delay_pattern"]),
-        eos_id=content.get("eos_token_id", 1024),
-        pad_id=content.get("pad_token_id", 1025),
-        bos_id=content.get("bos_token_id", 1026),
+        eos_id=_special_id(content, "eos_token_id", 1024),
+        pad_id=_special_id(content, "pad_token_id", 1025),
+        bos_id=_special_id(content, "bos_token_id", 1026),
         norm_eps=decoder.get("norm_eps", 1e-5),
         rope_theta=float(_rope_theta(decoder)),
     )
+
+
+def _special_id(content: Mapping[str, Any], key: str, default: int) -> int:
+    # transformers moved the ids from the top into the decoder's section, and leaves null there.
+    for section in (content, content["decoder_config"]):
+        if section.get(key) is not None:
+            return int(section[key])
+    return default
 
 
 def _rope_theta(decoder: Mapping[str, Any]) -> float:

@@ -30,7 +30,6 @@ from worker.dia.layers import (
     rotary_table,
     rotate,
 )
-from worker.tensors import table
 
 ATTENTION_SCALE = 1.0  # Dia was trained without the usual 1/√d
 
@@ -128,7 +127,7 @@ class Encoder(nn.Module):
     def __init__(self, config: DiaConfig) -> None:
         super().__init__()
         encoder = config.encoder
-        self.embedding = table(encoder.vocabulary, encoder.hidden)
+        self.embedding = nn.Embedding(encoder.vocabulary, encoder.hidden)
         self.layers = nn.ModuleList(
             EncoderLayer(encoder, config.norm_eps) for _ in range(encoder.layers)
         )
@@ -170,7 +169,7 @@ class Decoder(nn.Module):
         super().__init__()
         decoder = config.decoder
         self.channels, self.vocabulary = decoder.channels, decoder.vocabulary
-        self.embedding = table(decoder.channels * decoder.vocabulary, decoder.hidden)
+        self.embedding = nn.Embedding(decoder.channels * decoder.vocabulary, decoder.hidden)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(decoder.layers))
         self.norm = RMSNorm(decoder.hidden, config.norm_eps)
         self.logits = Linear(decoder.hidden, decoder.channels * decoder.vocabulary)
