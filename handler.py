@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 # The SDK's own default logs every input and every result whole. It reads this when imported.
@@ -28,7 +28,7 @@ Answer = dict[str, object]
 
 def make_handler(
     service: Service, settings: Settings
-) -> Callable[[dict[str, Any]], Awaitable[Answer]]:
+) -> Callable[[dict[str, Any]], Coroutine[Any, Any, Answer]]:
     """The handler that the SDK calls with `{"id": …, "input": …}`."""
 
     async def handle(job: dict[str, Any]) -> Answer:

@@ -4,8 +4,8 @@
 
 The same architecture as Dia 1.6B (0626 maths, 9 channels, delays, 3072 positions) with 1.6 M
 parameters, and a codec of the same shape as DAC 44.1 kHz with 0.5 M. The weights are random: it
-runs every line that the real model runs, and what it says is noise. They come from a generator
-whose stream numpy guarantees, so every machine makes the same bytes.
+runs every line that the real model runs, and what it says is noise, up to each chunk's limit.
+They come from a generator whose stream numpy guarantees, so every machine makes the same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from worker.dia.config import DecoderConfig, DiaConfig, EncoderConfig, Generatio
 from worker.dia.layouts import Layout
 
 SEED = 1626
-EOS_GAIN = 1.1  # so that it ends by itself, now sooner, now later
 LOUDNESS = 0.004  # of the last convolution of the codec: noise at a bearable level
 
 DIA = DiaConfig(
@@ -91,8 +90,8 @@ def make_tiny(folder: Path) -> None:
 def _dia_tensors(random: np.random.RandomState) -> dict[str, Tensor]:
     model = empty_dia(DIA, torch.device("cpu"), torch.float32)
     _fill(model, random)
-    with torch.no_grad():
-        model.decoder.logits.weight[DIA.eos_id].mul_(EOS_GAIN)
+    with torch.no_grad():  # a model of noise ends at random, or at once: this one does not end
+        model.decoder.logits.weight[DIA.eos_id].zero_()
     tensors = export_dia(model, Layout.TRANSFORMERS)
     return {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
 

@@ -107,6 +107,8 @@ def _parity(options: argparse.Namespace) -> int:
     device = resolve_device(options.device)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
+    else:
+        torch.set_num_threads(1)  # models this small wait longer for a team than it saves
     print(f"{'case':<20} {'frames':>6}  {'codes':<9} {'encoder':>9} {'logits':>9}")
     failed = 0
     for folder in options.folders:

@@ -26,7 +26,7 @@ from worker.text import (
 )
 
 SLACK = 1.25  # by which speech may be slower than estimated when frames are set aside for it
-GENEROUS = 2.5, 430  # factor and frames (5 s) of the limit where a job sets none
+GENEROUS = 2.0, 258  # factor and frames (3 s) of the limit where a job sets none
 
 
 @dataclass(frozen=True)

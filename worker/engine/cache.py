@@ -1,7 +1,7 @@
 """Keys and values of the running sequences, and how a pass attends to them.
 
-Memory is allocated once, for all slots at their longest; a slot's old content is never read again,
-because a mask ends at its position.
+Memory is allocated once, for all slots at their longest. Masks end at a slot's position, so its
+old content has no weight; it is zeroed all the same, because nothing outweighs a NaN.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ class KVCache:
         self.text_lengths = torch.ones(slots, device=device, dtype=torch.long)
         self.max_text_length = [1] * slots  # the same, known to the host
         self.max_positions = decoder.max_positions
+
+    def clear(self, slot: int) -> None:
+        """Zeroes a slot for its next sequence."""
+        for kept in (self.k, self.v, self.text_k, self.text_v):
+            kept[:, slot] = 0
 
     def set_text(self, slot: int, keys_values: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Keeps the cross-attention keys and values of a slot's text, each [Tx, H, D]."""

@@ -81,9 +81,10 @@ class Engine:
 
     def clear(self) -> list[Sequence]:
         """Drops all sequences, after a failure; returns them."""
-        for slot in self.scheduler.running:
+        slots, gone = list(self.scheduler.running), self.scheduler.clear()
+        for slot in slots:
             self.runner.state.clear(slot)
-        return self.scheduler.clear()
+        return gone
 
     def _drop_cancelled(self) -> list[Sequence]:
         slots = {id(sequence): slot for slot, sequence in self.scheduler.running.items()}

@@ -48,7 +48,7 @@ class EngineLoop:
         return future
 
     def close(self) -> None:
-        """Stops the thread; whatever is unfinished is cancelled."""
+        """Stops the thread; whatever is unfinished fails with `EngineError`."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -57,16 +57,29 @@ class EngineLoop:
     def _run(self) -> None:
         if self.engine.prefers_one_thread:
             torch.set_num_threads(1)  # of this thread; the codec's threads keep theirs
+        cause: Exception | None = None
+        try:
+            self._serve()
+        except Exception as error:
+            logger.exception("the engine cannot go on")
+            cause = error
+        with self._changed:
+            self._closed = True
+        self._take_arrivals()
+        self._answer_all(cause)
+
+    def _serve(self) -> None:
         while self._take_arrivals():
             try:
                 done = self.engine.step()
             except Exception as error:
                 logger.exception("engine step failed")
-                self._fail(self.engine.clear(), error)
+                self._answer_all(error)
+                self.engine.clear()  # fails too where the device is lost
                 continue
             for sequence in done:
                 self._resolve(sequence)
-        self._fail(self.engine.clear(), None)
+        self.engine.clear()
 
     def _take_arrivals(self) -> bool:
         """Hands new sequences to the engine; waits for some while it is idle."""
@@ -92,10 +105,12 @@ class EngineLoop:
         else:
             future.set_result(sequence)
 
-    def _fail(self, sequences: list[Sequence], cause: Exception | None) -> None:
-        for sequence in sequences:
-            error: Exception = JobCancelled("the worker stopped before the job was done")
+    def _answer_all(self, cause: Exception | None) -> None:
+        # Also those whose sequence the failed step had already taken out of the engine.
+        futures, self._futures = self._futures, {}
+        for future in futures.values():
+            error = EngineError("the worker stopped before the job was done")
             if cause is not None:
                 error = EngineError("generation failed; the worker's log has the cause")
                 error.__cause__ = cause
-            self._futures.pop(id(sequence)).set_exception(error)
+            future.set_exception(error)

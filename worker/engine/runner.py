@@ -31,6 +31,7 @@ class Runner:
     def start(self, slot: int, sequence: Sequence) -> None:
         """Encodes a sequence's text and decodes its prompt into the slot's cache."""
         self.state.load(slot, sequence)
+        self.cache.clear(slot)
         text = torch.tensor(sequence.text_ids, device=self.device)
         self.cache.set_text(slot, self.model.text_keys_values(self.model.encode(text)))
         if sequence.prompt_frames:

@@ -99,4 +99,5 @@ def _draw_filtered(scores: Tensor, batch: SamplingBatch, chances: Tensor) -> Ten
     mass = probabilities.cumsum(-1)
     rank = (mass <= chances.unsqueeze(-1) * mass[..., -1:]).sum(-1, keepdim=True)
     last = (probabilities > 0).sum(-1, keepdim=True) - 1
-    return ids.gather(-1, torch.minimum(rank, last)).squeeze(-1)
+    # Where the logits are NaN no code is likely; on a GPU an index of −1 would stop the device.
+    return ids.gather(-1, torch.minimum(rank, last).clamp_min(0)).squeeze(-1)
