@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from worker.dia.checkpoint import load_dia
@@ -25,6 +24,7 @@ from worker.engine.cache import PromptPass
 from worker.engine.engine import Engine
 from worker.engine.sequence import SamplingParams, Sequence
 from worker.errors import InvalidInput
+from worker.tensors import open_checkpoint
 
 LOGIT_TOLERANCE = 1e-4  # of the largest logit, in float32
 
@@ -59,10 +59,14 @@ def check_folder(
             raise InvalidInput(f"{folder} is no folder of reference vectors: {name} is missing")
     config = DiaConfig.read(folder / "config.json")
     model, _ = load_dia(folder / "native.safetensors", config, device, dtype)
-    cases = json.loads((folder / "cases.json").read_text())
-    expected = load_file(folder / "expected.safetensors")
-    for case in cases["cases"]:
-        yield _check_case(folder, model, case, cases, expected)
+    vectors = open_checkpoint(folder / "expected.safetensors")
+    expected = {name: vectors.load(name) for name in vectors}
+    try:
+        cases = json.loads((folder / "cases.json").read_text())
+        for case in cases["cases"]:
+            yield _check_case(folder, model, case, cases, expected)
+    except (ValueError, KeyError) as error:
+        raise InvalidInput(f"{folder} is no folder of reference vectors: {error!r}") from error
 
 
 def case_sequences(

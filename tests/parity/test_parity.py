@@ -171,3 +171,18 @@ def test_a_special_column_of_one_case_does_not_reach_the_next(tmp_path: Path) ->
     results = list(check_folder(folder, CPU))
     assert [result.case for result in results] == ["eos", "plain"]
     assert all(result.passed for result in results)
+
+
+def test_vectors_that_are_damaged_are_refused_by_name(tmp_path: Path) -> None:
+    folder = copied(Generation.JUNE, tmp_path, "plain")
+    vectors = folder / "expected.safetensors"
+    vectors.write_bytes(vectors.read_bytes()[:1000])
+    with pytest.raises(InvalidCheckpoint, match=r"expected\.safetensors: cannot be read"):
+        only_result(folder)
+
+
+def test_a_case_without_its_vectors_is_refused_by_name(tmp_path: Path) -> None:
+    folder = copied(Generation.JUNE, tmp_path, "plain")
+    change(folder / "expected.safetensors", lambda tensors: tensors.__delitem__("plain.codes.0"))
+    with pytest.raises(InvalidInput, match=r"no folder of reference vectors.*plain\.codes\.0"):
+        only_result(folder)

@@ -34,7 +34,9 @@ def delay_prompt(codes: Tensor, delays: Sequence[int], bos_id: int) -> Tensor:
     return delayed.masked_fill(elements > frames, UNKNOWN)
 
 
-def undelay(delayed: Tensor, delays: Sequence[int], start: int, end: int) -> Tensor:
+def undelay(
+    delayed: Tensor, delays: Sequence[int], start: int, end: int, codes: int = 1024
+) -> Tensor:
     """Takes frames back out of a delayed sequence.
 
     Args:
@@ -42,11 +44,11 @@ def undelay(delayed: Tensor, delays: Sequence[int], start: int, end: int) -> Ten
         delays: frames, one for each channel.
         start: element of the first frame wanted.
         end: element after the last one.
+        codes: how many ids are codes; those above are special.
 
     Returns:
-        [end − start, C] codec frames; whatever is no code (special ids) becomes 0, as in
-        the reference.
+        [end − start, C] codec frames; whatever is no code becomes 0, as in the reference.
     """
     elements = torch.arange(start, end).unsqueeze(1)  # [N, 1]
-    codes = delayed.gather(0, elements + torch.as_tensor(delays))
-    return codes.masked_fill((codes < 0) | (codes > 1023), 0)
+    frames = delayed.gather(0, elements + torch.as_tensor(delays))
+    return frames.masked_fill((frames < 0) | (frames >= codes), 0)

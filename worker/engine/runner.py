@@ -78,4 +78,4 @@ class Runner:
         history = self.state.history[slot].cpu()
         start, end = int(self.state.start[slot]), int(self.state.end[slot])
         self.state.clear(slot)
-        return undelay(history, self.config.delays, start + 1, end)
+        return undelay(history, self.config.delays, start + 1, end, codes=self.config.eos_id)
