@@ -28,8 +28,9 @@ $(TINY): builder/make_tiny.py | .venv/.run-ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-.venv/.test-ready: builder/requirements-test.txt .venv/.run-ready
+.venv/.test-ready: builder/requirements-test.txt tests/listening/requirements.txt .venv/.run-ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/listening/requirements.txt
 	touch $@
 
 clean:
