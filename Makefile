@@ -19,7 +19,7 @@ test: .venv/.test-ready $(TINY)
 
 model: $(TINY)
 
-$(TINY): builder/make_tiny.py | .venv/.run-ready
+$(TINY): builder/make_tiny.py builder/model_folder.py | .venv/.run-ready
 	$(BIN)/python -m builder.make_tiny $(@D)
 
 .venv/.run-ready: builder/requirements.txt

@@ -10,22 +10,19 @@ They come from a generator whose stream numpy guarantees, so every machine makes
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from worker.codec.checkpoint import save_codec
+from builder.model_folder import write_model_folder
 from worker.codec.config import CodecConfig
 from worker.codec.network import CodecNetwork
-from worker.dia.checkpoint import empty_dia, export_dia
-from worker.dia.config import DecoderConfig, DiaConfig, EncoderConfig, Generation, to_transformers
-from worker.dia.layouts import Layout
+from worker.dia.checkpoint import empty_dia
+from worker.dia.config import DecoderConfig, DiaConfig, EncoderConfig, Generation
 
 SEED = 1626
 LOUDNESS = 0.004  # of the last convolution of the codec: noise at a bearable level
@@ -69,31 +66,18 @@ CODEC = CodecConfig(
 )
 
 
+@torch.no_grad()
 def make_tiny(folder: Path) -> None:
     """Writes `config.json`, `model.safetensors` and `codec/` into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     random = np.random.RandomState(SEED)
-    tensors = _dia_tensors(random)
-    save_file(tensors, folder / "model.safetensors")
-    network = CodecNetwork(CODEC)
-    _fill(network, random)
-    with torch.no_grad():
-        network.decoder.conv2.weight.mul_(LOUDNESS)
-    save_codec(network, folder / "codec")
-    # The configuration comes last: a folder that has one is whole.
-    config = {**to_transformers(DIA), "trained": False}
-    for file in folder.rglob("*.safetensors"):
-        file.chmod(0o644)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _dia_tensors(random: np.random.RandomState) -> dict[str, Tensor]:
     model = empty_dia(DIA, torch.device("cpu"), torch.float32)
     _fill(model, random)
-    with torch.no_grad():  # a model of noise ends at random, or at once: this one does not end
-        model.decoder.logits.weight[DIA.eos_id].zero_()
-    tensors = export_dia(model, Layout.TRANSFORMERS)
-    return {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    # A model of noise ends at random, or at once: this one does not end.
+    model.decoder.logits.weight[DIA.eos_id].zero_()
+    codec = CodecNetwork(CODEC)
+    _fill(codec, random)
+    codec.decoder.conv2.weight.mul_(LOUDNESS)
+    write_model_folder(folder, model, codec, trained=False)
 
 
 @torch.no_grad()

@@ -88,7 +88,7 @@ class Service:
         self._silence = torch.zeros(0, config.decoder.channels, dtype=torch.long)
 
     def close(self) -> None:
-        """Stops the engine; jobs under way are cancelled."""
+        """Stops the engine; jobs under way fail with `EngineError`."""
         self._engine.close()
 
     async def run(

@@ -22,8 +22,8 @@ from threading import Thread
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from builder.model_folder import CONFIG, WEIGHTS, write_model_folder
 from builder.train_tiny.averaging import Average
 from builder.train_tiny.budget import Budget, Progress, learning_rate
 from builder.train_tiny.codes import Corpus, read_codes
@@ -31,10 +31,8 @@ from builder.train_tiny.config import CODEC, CODES, FULL, HELD_OUT, MODEL, SMOKE
 from builder.train_tiny.layout import Batch, batches
 from builder.train_tiny.samples import Composer
 from builder.train_tiny.teaching import channel_losses, fresh_model, weighted
-from worker.codec.checkpoint import load_codec, save_codec
-from worker.dia.checkpoint import export_dia, load_dia
-from worker.dia.config import to_transformers
-from worker.dia.layouts import Layout
+from worker.codec.checkpoint import load_codec
+from worker.dia.checkpoint import load_dia
 from worker.dia.model import DiaModel
 
 logger = logging.getLogger(__name__)
@@ -45,7 +43,7 @@ AVERAGE_DECAY = 0.999
 LOG_EVERY, CHECK_EVERY, SAVE_EVERY_S = 50, 500, 150.0
 CHECKS = 4  # held-out batches
 SMOKE_STEPS = 8
-WEIGHTS, CONFIG, PROGRESS, STATE = "model.safetensors", "config.json", "progress.json", "state.pt"
+PROGRESS, STATE = "progress.json", "state.pt"
 
 
 class ModelTrainer:
@@ -95,22 +93,15 @@ class ModelTrainer:
 
     def save(self, folder: Path, codec: Path) -> None:
         """Writes the folder that the worker loads, and `state.pt` to go on from here."""
-        (folder / "codec").mkdir(parents=True, exist_ok=True)
-        network = self.average.network
-        assert isinstance(network, DiaModel)
-        tensors = export_dia(network, Layout.TRANSFORMERS)
-        halved = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-        save_file(halved, folder / WEIGHTS, metadata={"format": "pt"})
-        save_codec(load_codec(codec, torch.device("cpu"), torch.float16), folder / "codec")
-        for file in folder.rglob("*.safetensors"):
-            file.chmod(0o644)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / PROGRESS).write_text(json.dumps(self.budget.progress.to_json()) + "\n")
         torch.save(
             {name: part.state_dict() for name, part in self._parts().items()}, folder / STATE
         )
-        # The configuration comes last: a folder that has one is whole.
-        config = {**to_transformers(network.config), "trained": True}
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        network = self.average.network
+        assert isinstance(network, DiaModel)
+        halved = load_codec(codec, torch.device("cpu"), torch.float16)
+        write_model_folder(folder, network, halved, trained=True)
 
     def restore(self, state: Path) -> None:
         """Takes up what `save` left on this machine."""
