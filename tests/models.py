@@ -15,6 +15,10 @@ from torch import Tensor
 from worker.dia.checkpoint import empty_dia, load_dia
 from worker.dia.config import DecoderConfig, DiaConfig, EncoderConfig, Generation
 from worker.dia.model import DiaModel
+from worker.engine.prefill import PromptPass
+from worker.engine.runner import Runner
+from worker.engine.sequence import Sequence
+from worker.engine.step import StepShape
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parent / "golden"
@@ -111,6 +115,32 @@ def golden(generation: Generation) -> Golden:
     model, _ = load_dia(weights, config, CPU, torch.float32)
     native = {name: tensor.float() for name, tensor in load_file(weights).items()}
     return Golden(folder, model, native, load_file(folder / "expected.safetensors"))
+
+
+@torch.inference_mode()
+def prompt_logits(runner: Runner, slot: int, sequence: Sequence, tokens: Tensor) -> Tensor:
+    """[2, T, C, V] logits of one pass over tokens [T, C] with the text of a slot."""
+    length = tokens.shape[0]
+    attend = PromptPass(
+        runner.cache,
+        without=[runner.cache.new_prompt(length)],
+        slots=[slot],
+        frames=[length],
+        text_lengths=[len(sequence.text_ids)],
+    )
+    both, positions = tokens.expand(2, -1, -1), torch.arange(length)
+    return runner.model.logits(runner.model.decode(both, positions, attend, unconditional_rows=1))
+
+
+def shape_for(runner: Runner, *sequences: Sequence) -> StepShape:
+    """A step's shape for sequences in the first slots that have taken the same steps."""
+    state = runner.state.position[: len(sequences)]
+    return StepShape(
+        width=len(sequences),
+        context=int(state.max()) + 1,
+        text=max(len(sequence.text_ids) for sequence in sequences),
+        widest=max(sequence.params.top_k for sequence in sequences),
+    )
 
 
 def relative_error(have: Tensor, want: Tensor) -> float:

@@ -160,11 +160,12 @@ def test_this_machine_computes_what_the_reference_does(capsys: pytest.CaptureFix
     folders = [str(GOLDEN / name) for name in ("0626", "april")]
     assert cli.main(["parity", *folders, "--device", "cpu"]) == 0
     header, *rows, verdict = capsys.readouterr().out.splitlines()
-    assert header.split() == ["case", "frames", "codes", "encoder", "logits"]
+    assert header.split() == ["case", "mode", "frames", "codes", "encoder", "logits"]
     cases = [f"{name}/{case}" for name in ("0626", "april")
              for case in ("plain", "prompted", "batch", "eos")]  # fmt: skip
     assert [row.split()[0] for row in rows] == cases
-    assert all(row.split()[2] == "equal" for row in rows)
+    assert all(row.split()[1] == "plain" for row in rows)  # a GPU also runs as it serves
+    assert all(row.split()[3] == "equal" for row in rows)
     assert verdict == "all equal"
 
 

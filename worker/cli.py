@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -18,9 +19,10 @@ from tqdm import tqdm
 from worker.audio.encode import FORMATS, EncodedAudio
 from worker.config import load_settings
 from worker.errors import InvalidInput, WorkerError
-from worker.parity import check_folder
+from worker.parity import check_folder, modes_of
+from worker.report import summary
 from worker.schema import JobInput, JobResult, parse_job
-from worker.service import Service, summary
+from worker.service import Service
 from worker.startup import resolve_device, start
 from worker.text import estimate_frames
 
@@ -109,13 +111,13 @@ def _parity(options: argparse.Namespace) -> int:
         torch.backends.cuda.matmul.allow_tf32 = False
     else:
         torch.set_num_threads(1)  # models this small wait longer for a team than it saves
-    print(f"{'case':<20} {'frames':>6}  {'codes':<9} {'encoder':>9} {'logits':>9}")
+    print(f"{'case':<20} {'mode':<7} {'frames':>6}  {'codes':<9} {'encoder':>9} {'logits':>9}")
     failed = 0
-    for folder in options.folders:
-        for case in check_folder(folder, device):
+    for folder, mode in product(options.folders, modes_of(device)):
+        for case in check_folder(folder, device, mode=mode):
             failed += not case.passed
             print(
-                f"{case.folder + '/' + case.case:<20} {case.frames:>6}  "
+                f"{case.folder + '/' + case.case:<20} {case.mode.value:<7} {case.frames:>6}  "
                 f"{'equal' if case.codes_equal else 'DIFFERENT':<9} "
                 f"{case.encoder_error:>9.1e} {case.logit_error:>9.1e}"
                 f"{'' if case.passed else '  FAILED'}"

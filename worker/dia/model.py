@@ -13,12 +13,13 @@ unconditional cross-attention is one constant vector a layer, computed once by `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from worker.dia.config import DiaConfig, EncoderConfig, Generation
 from worker.dia.layers import (
@@ -76,8 +77,18 @@ class DiaModel(nn.Module):
 
     def encode(self, ids: Tensor) -> Tensor:
         """Text ids [S] without padding → [S, E]."""
-        encoded: Tensor = self.encoder(ids, self.text_rotary[: ids.shape[0]])
-        return encoded
+        return self.encode_all([ids])[0]
+
+    def encode_all(self, texts: Sequence[Tensor]) -> list[Tensor]:
+        """Texts [S] of any lengths, in one pass → [S, E] each; the padding is seen by nobody."""
+        lengths = [text.shape[0] for text in texts]
+        ids = pad_sequence(list(texts), batch_first=True)  # [B, S]
+        rotary, mask = self.text_rotary[: max(lengths)], None
+        if min(lengths) < max(lengths):
+            mask = pad_sequence([torch.ones_like(text, dtype=torch.bool) for text in texts], True)
+            mask = mask[:, None, None]  # [B, 1, 1, S]
+        encoded: Tensor = self.encoder(ids, rotary, mask)
+        return [row[:length] for row, length in zip(encoded, lengths, strict=True)]
 
     def text_keys_values(self, encoded: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """[S, E] → for each decoder layer, keys and values [S, heads, D] of cross-attention."""
@@ -133,10 +144,10 @@ class Encoder(nn.Module):
         )
         self.norm = RMSNorm(encoder.hidden, config.norm_eps)
 
-    def forward(self, ids: Tensor, rotary: Tensor) -> Tensor:
-        x = self.embedding(ids)
+    def forward(self, ids: Tensor, rotary: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.embedding(ids)  # [B, S, E]
         for layer in self.layers:
-            x = layer(x, rotary)
+            x = layer(x, rotary, mask)
         normed: Tensor = self.norm(x)
         return normed
 
@@ -152,12 +163,12 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = RMSNorm(encoder.hidden, eps)
         self.mlp = GatedMLP(encoder.hidden, encoder.intermediate)
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
-        q, k, v = self.attention.project(self.attention_norm(x))  # [S, heads, D]
+    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = self.attention.project(self.attention_norm(x))  # [B, S, heads, D]
         q, k = rotate(q, rotary), rotate(k, rotary)
-        q, k, v = (tensor.transpose(-3, -2).unsqueeze(0) for tensor in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, scale=ATTENTION_SCALE).squeeze(0)
-        x = x + self.attention.output(attended.transpose(-3, -2).flatten(-2))
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=ATTENTION_SCALE)
+        x = x + self.attention.output(attended.transpose(1, 2).flatten(-2))
         residual: Tensor = x + self.mlp(self.mlp_norm(x))
         return residual
 
