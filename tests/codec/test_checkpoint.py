@@ -147,6 +147,13 @@ def test_a_saved_codec_loads_as_it_was(tiny_codec: Codec, codes: Tensor, tmp_pat
     assert torch.equal(loaded.decode(codes), tiny_codec.decode(codes))
 
 
+def test_a_codec_loaded_for_a_cpu_decodes_long_runs_in_pieces(
+    tiny_codec: Codec, tmp_path: Path
+) -> None:
+    save_codec(tiny_codec, tmp_path)
+    assert load_codec(tmp_path, CPU).frames_at_once == 256
+
+
 def test_saving_twice_gives_the_same_bytes(tiny_codec: Codec, tmp_path: Path) -> None:
     save_codec(tiny_codec, tmp_path / "a")
     save_codec(tiny_codec.network, tmp_path / "b")
