@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import hashlib
 import io
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -23,16 +26,18 @@ import torch
 
 from worker.audio.decode import read_audio
 from worker.config import load_settings
-from worker.delivery import InlineDelivery, KeepingDelivery
+from worker.delivery import FittingDelivery, KeepingDelivery
 from worker.dia.tokenizer import encode_text
 from worker.engine.engine import Engine
 from worker.engine.loop import EngineLoop
 from worker.engine.sequence import Sequence
 from worker.errors import EngineError, InvalidConfig, InvalidInput, UnknownVoice
-from worker.schema import JobResult, parse_job
-from worker.service import Service, Spoken, summary
+from worker.schema import parse_job
+from worker.service import Service
 from worker.settings import GenerationSettings, Settings
+from worker.speech import Speech
 from worker.startup import resolve_device, start
+from worker.take import Spoken
 
 HOP = 512
 RATE = 44_100
@@ -88,7 +93,7 @@ def spoken(service: Service) -> Answer:
 
 def test_the_answer_has_the_documented_fields_and_no_others(spoken: Answer) -> None:
     assert set(spoken) == {
-        "audio", "format", "sample_rate", "audio_length", "duration", "generation_time",
+        "audio", "job_id", "format", "sample_rate", "audio_length", "duration", "generation_time",
         "chunks_processed", "chunks", "seed", "voice_id", "model", "warnings",
     }  # fmt: skip
     assert set(spoken["chunks"][0]) == {"text", "speaker", "start", "end", "frames", "seed"}
@@ -154,11 +159,6 @@ def test_the_log_has_one_line_on_a_finished_job(
     assert len(lines) == 1
     assert "in 1 chunks" in lines[0]
     assert result["audio"][:40] not in lines[0]
-
-
-def test_the_summary_does_not_divide_by_zero(spoken: Answer) -> None:
-    fields = {name: spoken[name] for name in JobResult.model_fields}
-    assert "0.0 × realtime" in summary(JobResult(**{**fields, "generation_time": 0.0}))
 
 
 # The same again
@@ -235,6 +235,79 @@ def test_the_settings_of_the_job_reach_every_generation(
         assert submitted[seed].max_new_frames == 9
 
 
+def test_the_engine_can_tell_the_chunks_of_one_job_from_those_of_another(
+    service: Service, submitted: dict[int, Sequence]
+) -> None:
+    for seed in (10, 20):
+        run(service, text=f"[S1] {A} [S2] {B}", seed=seed, max_tokens=9, **SPLIT)
+    jobs = {seed: sequence.job for seed, sequence in submitted.items()}
+    assert None not in jobs.values()
+    assert jobs[10] == jobs[11] != jobs[20] == jobs[21]
+
+
+def test_all_chunks_of_a_job_must_be_done_by_the_same_time(
+    service: Service, submitted: dict[int, Sequence]
+) -> None:
+    job = parse_job(
+        {"text": f"[S1] {A} [S2] {B}", "seed": 1, "max_tokens": 9, **SPLIT}, GenerationSettings()
+    )
+    earliest = time.monotonic() + 500
+    asyncio.run(service.speak(job, timeout_s=500))
+    first, second = (submitted[seed].deadline for seed in (1, 2))
+    assert first is not None
+    assert first == second
+    assert earliest <= first <= time.monotonic() + 500
+
+
+def test_a_job_without_a_time_limit_may_take_as_long_as_it_needs(
+    service: Service, submitted: dict[int, Sequence]
+) -> None:
+    run(service, seed=1)
+    assert submitted[1].deadline is None
+
+
+def test_a_text_is_tokenised_once_for_all_attempts_at_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+
+    def counted(text: str, max_bytes: int) -> list[int]:
+        texts.append(text)
+        return encode_text(text, max_bytes)
+
+    monkeypatch.setattr("worker.speech.encode_text", counted)
+    seeds = lengths_of_attempts(monkeypatch, 3, 20, 9)
+    run(service, text=f"[S1] {A}")
+    assert len(seeds) == 3
+    assert texts == [f"[S1] {A}"]
+
+
+def test_progress_is_told_after_each_chunk_in_order_and_not_after_the_last(
+    service: Service,
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    async def follow() -> None:
+        home = threading.current_thread()
+
+        def note(done: int, total: int) -> None:
+            assert threading.current_thread() is home
+            told.append((done, total))
+
+        job = parse_job({"text": DIALOGUE, "max_tokens": 9, **SPLIT}, GenerationSettings())
+        await service.run(job, "job", on_chunk=note)
+
+    asyncio.run(follow())
+    assert told == [(1, 4), (2, 4), (3, 4)]
+
+
+def test_a_job_of_one_chunk_has_no_progress_to_tell(service: Service) -> None:
+    told: list[tuple[int, int]] = []
+    job = parse_job({"text": A, "max_tokens": 9}, GenerationSettings())
+    asyncio.run(service.speak(job, on_chunk=lambda *numbers: told.append(numbers)))
+    assert told == []
+
+
 def test_a_library_voice_prompts_every_chunk_and_the_other_speaker_is_anchored_beside_it(
     service: Service, submitted: dict[int, Sequence]
 ) -> None:
@@ -291,15 +364,14 @@ def test_chunks_that_wait_for_nothing_run_side_by_side(
 
 def silence_for(service: Service, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """As if the model had ended that chunk at once."""
-    speak_one = Service._speak_one
+    speak_one = Speech._speak_one
 
-    async def silenced(self: Service, *arguments: Any) -> Spoken:
+    async def silenced(self: Speech, *arguments: Any) -> Spoken:
         spoken = await speak_one(self, *arguments)
-        if spoken.chunk.index != chunk:
-            return spoken
-        return replace(spoken, codes=spoken.codes[:0], waveform=spoken.waveform[:0])
+        silent = replace(spoken, codes=spoken.codes[:0])
+        return silent if spoken.chunk.index == chunk else spoken
 
-    monkeypatch.setattr(Service, "_speak_one", silenced)
+    monkeypatch.setattr(Speech, "_speak_one", silenced)
 
 
 def lengths_of_attempts(monkeypatch: pytest.MonkeyPatch, *lengths: int) -> list[int]:
@@ -363,14 +435,14 @@ def test_a_voice_that_was_never_heard_is_missed_with_the_true_reason(
 def test_a_voice_that_does_not_fit_any_more_is_missed_with_the_reason(
     service: Service, monkeypatch: pytest.MonkeyPatch, submitted: dict[int, Sequence]
 ) -> None:
-    speak_one = Service._speak_one
+    speak_one = Speech._speak_one
 
-    async def endless(self: Service, *arguments: Any) -> Spoken:
+    async def endless(self: Speech, *arguments: Any) -> Spoken:
         spoken = await speak_one(self, *arguments)
         long = spoken.codes[:1].expand(3000, -1)
         return replace(spoken, codes=long) if spoken.chunk.index == 0 else spoken
 
-    monkeypatch.setattr(Service, "_speak_one", endless)
+    monkeypatch.setattr(Speech, "_speak_one", endless)
     result = run(service, text=f"[S1] {A} {B}", seed=1, **SPLIT)
     (lost,) = [warning for warning in result["warnings"] if "does not continue" in warning]
     assert "chunk 2 does not continue the voices of chunk 1: there was no room" in lost
@@ -563,13 +635,13 @@ def test_one_failed_chunk_ends_the_others(
     complaints: list[str],
     submitted: dict[int, Sequence],
 ) -> None:
-    speak_one = Service._speak_one
+    speak_one = Speech._speak_one
 
-    async def second_fails(self: Service, job: Any, chunk: Any, *rest: Any) -> Spoken:
+    async def second_fails(self: Speech, chunk: Any, *rest: Any) -> Spoken:
         if chunk.index == 1:
             await until(lambda: len(engine_of(service).scheduler.running) == 3)
             raise EngineError("the second chunk fails")
-        return await speak_one(self, job, chunk, *rest)
+        return await speak_one(self, chunk, *rest)
 
     async def failing() -> None:
         text = f"[S1] {A} {B} {C} {D}"
@@ -579,7 +651,7 @@ def test_one_failed_chunk_ends_the_others(
         await until(lambda: not engine_of(service).scheduler)
         assert [sequence.codes for sequence in submitted.values()] == [None] * 3
 
-    monkeypatch.setattr(Service, "_speak_one", second_fails)
+    monkeypatch.setattr(Speech, "_speak_one", second_fails)
     asyncio.run(watched(complaints, failing()))
 
 
@@ -622,7 +694,7 @@ def test_a_job_of_two_hundred_chunks_leaves_no_more_behind_than_one_of_two(
 
 
 def kept(service: Service, folder: Path) -> Service:
-    delivery = KeepingDelivery(InlineDelivery(), folder)
+    delivery = KeepingDelivery(FittingDelivery(), folder)
     return Service(service._engine, service._codec, service.voices, delivery, service.model)
 
 
@@ -635,8 +707,12 @@ def test_kept_results_lie_in_the_folder_under_the_job_s_id(
 
 
 def test_a_job_s_id_cannot_lead_out_of_the_folder(service: Service, tmp_path: Path) -> None:
-    run(kept(service, tmp_path / "results"), job_id="../../a b/c")
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["______a_b_c.wav"]
+    job_id = "../../a b/c"
+    run(kept(service, tmp_path / "results"), job_id=job_id)
+    digest = hashlib.sha256(job_id.encode()).hexdigest()[:32]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [
+        f"______a_b_c.{digest}.wav"
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 

@@ -1,6 +1,7 @@
 """A job in, speech out: the only file that knows the order of the stages.
 
 job → script (chunks, anchors) → sequences → codes → waveforms → one file → answer
+                                                   └──→ pieces, while later ones are generated
 """
 
 from __future__ import annotations
@@ -9,60 +10,35 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from worker.audio.encode import EncodedAudio, encode_audio
 from worker.codec.codec import Codec
-from worker.delivery import Delivery
-from worker.dia.tokenizer import encode_text
+from worker.delivery import Answer, Delivery, Parcel
 from worker.engine.loop import EngineLoop
-from worker.engine.sequence import SamplingParams, Sequence
-from worker.schema import RANDOM_SEED, ChunkResult, JobInput, JobResult, ModelInfo
-from worker.script import (
-    Budget,
-    PlannedChunk,
-    Script,
-    choose_anchors,
-    frame_limit,
-    text_to_read,
-    write_script,
-)
-from worker.text import Chunk, Turn, parse_turns, render
+from worker.errors import EngineBroken, EngineError, InvalidInput
+from worker.pieces import Piece, cut_pieces
+from worker.remote import TURNED_OFF, RemoteReferences
+from worker.report import report, retold, summary
+from worker.schema import RANDOM_SEED, JobInput, JobResult, ModelInfo
+from worker.script import Budget, write_script
+from worker.speech import Order, Reference, Speech, end_all
+from worker.take import Spoken
+from worker.text import parse_turns
 from worker.voices.library import VoiceLibrary
 from worker.voices.voice import Voice
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # generations of a chunk that comes out too short
-ATTEMPT_STRIDE = 0x9E3779B9  # between their seeds, away from those of the other chunks
-SHORTEST = 0.3  # of the estimated frames: 50 characters a second
-UNTRAINED = "the model is untrained: the audio is noise, not speech"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The voice prompt of a whole job; nothing where there is none."""
-
-    turns: tuple[Turn, ...]
-    codes: Tensor  # [P, C]
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """One chunk, generated."""
-
-    chunk: Chunk
-    codes: Tensor  # [T, C]
-    waveform: NDArray[np.float32]  # [N]
-    seed: int
-    warnings: tuple[str, ...]
+FrameCallback = Callable[[int], None]
+ChunkCallback = Callable[[int, int], None]
+Waveform = NDArray[np.float32]  # [N]
 
 
 class Service:
@@ -76,24 +52,61 @@ class Service:
         delivery: Delivery,
         model: ModelInfo,
         trained: bool = True,
+        remote: RemoteReferences | None = None,
     ) -> None:
+        """Puts together what a job passes through.
+
+        Args:
+            engine: generates.
+            codec: the model's.
+            voices: the library, which also encodes clones.
+            delivery: hands over what is done.
+            model: which weights speak.
+            trained: whether they were trained.
+            remote: fetches recordings that lie elsewhere; without it, jobs with one are refused.
+        """
         self.voices = voices
         self.model = model
         self._engine, self._codec, self._delivery = engine, codec, delivery
-        self._notices = () if trained else (UNTRAINED,)
+        self._trained, self._remote = trained, remote
         config = engine.engine.config
         self._budget = Budget(
             config.encoder.max_positions, config.decoder.max_positions - config.max_delay
         )
         self._silence = torch.zeros(0, config.decoder.channels, dtype=torch.long)
 
+    @property
+    def slots(self) -> int:
+        """Chunks that are generated side by side."""
+        return self._engine.engine.slots
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the pieces that `stream` hands out, in Hz."""
+        return self._codec.sample_rate
+
+    def check_alive(self) -> None:
+        """Passes while jobs can be done.
+
+        Raises:
+            EngineBroken: if this process cannot generate any more.
+        """
+        if self._engine.broken is not None:
+            raise EngineBroken(self._engine.broken)
+
     def close(self) -> None:
         """Stops the engine; jobs under way fail with `EngineError`."""
         self._engine.close()
 
     async def run(
-        self, job: JobInput, job_id: str, on_frames: Callable[[int], None] | None = None
-    ) -> dict[str, object]:
+        self,
+        job: JobInput,
+        job_id: str,
+        on_frames: FrameCallback | None = None,
+        on_chunk: ChunkCallback | None = None,
+        timeout_s: float | None = None,
+        s3_config: object = None,
+    ) -> Answer:
         """Does one job and delivers its audio.
 
         Cancelling the task that awaits this frees the job's slots at once.
@@ -102,50 +115,122 @@ class Service:
             job: checked.
             job_id: names the job in the log and in whatever is stored.
             on_frames: called from the engine's thread with the number of new frames.
+            on_chunk: called on the event loop with the number of finished chunks and that of all,
+                each time another is finished, except the last.
+            timeout_s: seconds from now after which the engine gives the job up.
+            s3_config: the job's `s3Config` as it came, unchecked; `None` where it has none.
 
         Returns:
             The delivery's fields and those of `JobResult`, ready for JSON.
 
         Raises:
-            WorkerError: whatever `worker.errors` lists for jobs and the engine.
+            WorkerError: whatever `worker.errors` lists for jobs, uploads and the engine.
         """
-        result, audio = await self.speak(job, on_frames)
-        delivered = await asyncio.to_thread(self._delivery.deliver, job_id, audio)
+        route = await asyncio.to_thread(self._delivery.route, job.output, s3_config)
+        result, audio, encode = await self._spoken(job, on_frames, on_chunk, timeout_s)
+        result = result.model_copy(update={"job_id": job_id})
+        parcel = Parcel(
+            job_id,
+            audio,
+            encode,
+            format_is_free=not job.names("output_format"),
+            describe=partial(_described, result),
+            seed=result.seed,
+            fingerprint=result.model.fingerprint,
+        )
+        delivered = await asyncio.to_thread(self._delivery.deliver, parcel, route)
         logger.info("job %s: %s", job_id, summary(result))
-        return {**delivered, **result.model_dump(mode="json")}
+        return delivered.answer
 
     async def speak(
-        self, job: JobInput, on_frames: Callable[[int], None] | None = None
+        self,
+        job: JobInput,
+        on_frames: FrameCallback | None = None,
+        on_chunk: ChunkCallback | None = None,
+        timeout_s: float | None = None,
     ) -> tuple[JobResult, EncodedAudio]:
         """Does one job; the audio is the caller's to deliver. See `run`."""
-        started = time.monotonic()
-        reference, script = await asyncio.to_thread(self._prepare, job)
-        seed = secrets.randbits(32) if job.seed in (None, RANDOM_SEED) else job.seed
-        spoken = await self._speak_all(job, script, reference, seed, on_frames)
-        rate = self._codec.sample_rate
-        audio = await asyncio.to_thread(_encode, spoken, rate, job.output_format)
-        result = JobResult(
-            format=audio.format,
-            sample_rate=audio.sample_rate,
-            audio_length=audio.samples,
-            duration=round(audio.duration_s, 3),
-            generation_time=round(time.monotonic() - started, 3),
-            chunks_processed=len(spoken),
-            chunks=_timeline(spoken, script, rate),
-            seed=seed,
-            voice_id=job.voice_id,
-            model=self.model,
-            warnings=[
-                *self._notices,
-                *reference.warnings,
-                *(warning for chunk in spoken for warning in chunk.warnings),
-            ],
-        )
+        result, audio, _ = await self._spoken(job, on_frames, on_chunk, timeout_s)
         return result, audio
 
-    def _prepare(self, job: JobInput) -> tuple[Reference, Script]:
+    async def _spoken(
+        self,
+        job: JobInput,
+        on_frames: FrameCallback | None,
+        on_chunk: ChunkCallback | None,
+        timeout_s: float | None,
+    ) -> tuple[JobResult, EncodedAudio, Callable[[str], EncodedAudio]]:
+        """A job's result, its audio, and how to have that in another format."""
+        async with self._speech(job, timeout_s, on_frames) as speech:
+            waveforms = await self._decode_all(speech, on_chunk)
+        encode = partial(_encode, waveforms, self._codec.sample_rate)
+        audio = await asyncio.to_thread(encode, job.output_format)
+        result = self._report(speech, audio.format, audio.sample_rate, audio.samples)
+        return result, audio, encode
+
+    async def stream(
+        self, job: JobInput, job_id: str, timeout_s: float | None = None
+    ) -> AsyncGenerator[Piece | JobResult, None]:
+        """Does one job and hands out its audio while the rest is being generated.
+
+        Closing the generator, or cancelling the task that awaits it, frees the job's slots at
+        once. A chunk that lacks words is generated again only while nothing of it was handed out.
+
+        Args:
+            job: checked.
+            job_id: names the job in the log.
+            timeout_s: seconds from now after which the engine gives the job up.
+
+        Yields:
+            The pieces in order, then, as the last item, the result. Its `sample_rate` and
+            `audio_length` are those of the pieces, its `format` is the one that the job names.
+
+        Raises:
+            WorkerError: see `run`; the pieces before are those of the chunks that were done.
+        """
+        samples = 0
+        async with (
+            self._speech(job, timeout_s, live=True) as speech,
+            aclosing(cut_pieces(speech, self._codec)) as pieces,
+        ):
+            async for piece in pieces:
+                samples += len(piece.waveform)
+                yield piece
+        if not samples:
+            raise EngineError("there is no audio: every chunk is silent")
+        result = self._report(speech, job.output_format, self._codec.sample_rate, samples)
+        result = result.model_copy(update={"job_id": job_id})
+        logger.info("job %s: streamed %s", job_id, summary(result))
+        yield result
+
+    @asynccontextmanager
+    async def _speech(
+        self,
+        job: JobInput,
+        timeout_s: float | None,
+        on_frames: FrameCallback | None = None,
+        live: bool = False,
+    ) -> AsyncIterator[Speech]:
+        """A job's generation, under way."""
+        started = time.monotonic()
+        fetched = await self._fetch(job, timeout_s)
+        order = await asyncio.to_thread(self._order, job, fetched, timeout_s, started)
+        async with Speech(self._engine, self._budget, order, on_frames, live) as speech:
+            yield speech
+
+    async def _fetch(self, job: JobInput, timeout_s: float | None) -> bytes | None:
+        """The recording of a job that says where it lies; of any other job nothing."""
+        if job.reference_audio_url is None:
+            return None
+        if self._remote is None:
+            raise InvalidInput(TURNED_OFF)
+        return await self._remote.fetch(job.reference_audio_url, timeout_s)
+
+    def _order(
+        self, job: JobInput, fetched: bytes | None, timeout_s: float | None, started: float
+    ) -> Order:
         """What takes long enough to hold up other jobs: a voice to encode, a text to cut."""
-        reference = self._reference(job)
+        reference = self._reference(job, fetched)
         script = write_script(
             job.text,
             budget=self._budget,
@@ -155,171 +240,57 @@ class Service:
             chunk_size=job.chunk_size,
             allow_multiple_speakers=job.allow_multiple_speakers,
         )
-        return reference, script
+        seed = secrets.randbits(32) if job.seed in (None, RANDOM_SEED) else job.seed
+        deadline = None if timeout_s is None else started + timeout_s
+        return Order(job, script, reference, seed, started, deadline)
 
-    def _reference(self, job: JobInput) -> Reference:
+    def _reference(self, job: JobInput, fetched: bytes | None) -> Reference:
         voice: Voice
         if job.voice_mode == "voice_library":
             assert job.voice_id is not None
             voice = self.voices.get(job.voice_id)
         elif job.voice_mode == "clone":
-            voice = self.voices.clone(job.reference_bytes, job.reference_text or "")
+            recording = job.reference_bytes if fetched is None else fetched
+            voice = self.voices.clone(recording, job.reference_text or "")
         else:
             return Reference((), self._silence)
         return Reference(tuple(parse_turns(voice.transcript)), voice.codes, voice.warnings)
 
-    async def _speak_all(
-        self,
-        job: JobInput,
-        script: Script,
-        reference: Reference,
-        seed: int,
-        on_frames: Callable[[int], None] | None,
-    ) -> list[Spoken]:
-        """Generates every chunk as soon as its anchors are there; what waits for nothing runs
-        side by side. The first failure ends the others."""
-        tasks: list[asyncio.Task[Spoken]] = []
+    async def _decode_all(self, speech: Speech, on_chunk: ChunkCallback | None) -> list[Waveform]:
+        """Decodes every chunk as soon as it is generated. The first failure ends the others."""
+        done, total = 0, len(speech.tasks)
 
-        async def speak(planned: PlannedChunk) -> Spoken:
-            anchors = await asyncio.gather(*(tasks[index] for index in planned.anchors))
-            prompt, dropped = self._prompt(planned, anchors, reference)
-            chunk_seed = (seed + planned.chunk.index) % 2**32
-            spoken = await self._speak_one(job, planned.chunk, prompt, chunk_seed, on_frames)
-            return replace(spoken, warnings=(*dropped, *spoken.warnings))
+        async def decode(task: asyncio.Task[Spoken]) -> Waveform:
+            nonlocal done
+            spoken = await task
+            waveform = await asyncio.to_thread(self._codec.decode, spoken.codes)
+            done += 1
+            if on_chunk is not None and done < total:
+                on_chunk(done, total)
+            return waveform.numpy()
 
-        tasks.extend(asyncio.create_task(speak(planned)) for planned in script.chunks)
+        decodings = [asyncio.create_task(decode(task)) for task in speech.tasks]
         try:
-            return await asyncio.gather(*tasks)
+            return await asyncio.gather(*decodings)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_all(decodings)
 
-    def _prompt(
-        self, planned: PlannedChunk, anchors: Iterable[Spoken], reference: Reference
-    ) -> tuple[Reference, list[str]]:
-        """The job's voice and the anchors that fit beside it; a warning for each that does not."""
-        heard = {anchor.chunk.index: anchor for anchor in anchors}
-        kept = choose_anchors(
-            planned.chunk,
-            {index: (anchor.chunk, anchor.codes.shape[0]) for index, anchor in heard.items()},
-            self._budget,
-            reference.turns,
-            reference.codes.shape[0],
+    def _report(self, speech: Speech, format: str, sample_rate: int, samples: int) -> JobResult:
+        return report(
+            speech.order,
+            [task.result() for task in speech.tasks],
+            model=self.model,
+            trained=self._trained,
+            frame_s=self._codec.hop_length / self._codec.sample_rate,
+            format=format,
+            sample_rate=sample_rate,
+            samples=samples,
         )
-        turns = [turn for index in kept for turn in heard[index].chunk.turns]
-        codes = [heard[index].codes for index in kept]
-        prompt = Reference((*reference.turns, *turns), torch.cat([reference.codes, *codes]))
-        lost = [index for index in planned.anchors if index not in kept]
-        return prompt, [_lost_voice(planned.chunk, heard[index]) for index in lost]
-
-    async def _speak_one(
-        self,
-        job: JobInput,
-        chunk: Chunk,
-        prompt: Reference,
-        seed: int,
-        on_frames: Callable[[int], None] | None,
-    ) -> Spoken:
-        """Generates one chunk; again with other seeds where words must be missing."""
-        best, best_seed = None, seed
-        for attempt in range(1 if job.temperature == 0 else ATTEMPTS):
-            attempt_seed = (seed + attempt * ATTEMPT_STRIDE) % 2**32
-            sequence = await self._generate(job, chunk, prompt, attempt_seed, on_frames)
-            if best is None or sequence.frames > best.frames:
-                best, best_seed = sequence, attempt_seed
-            if not _lacks_words(chunk, sequence):
-                break
-        assert best is not None and best.codes is not None
-        waveform = await asyncio.to_thread(self._codec.decode, best.codes)
-        return Spoken(chunk, best.codes, waveform.numpy(), best_seed, _ending(chunk, best))
-
-    async def _generate(
-        self,
-        job: JobInput,
-        chunk: Chunk,
-        prompt: Reference,
-        seed: int,
-        on_frames: Callable[[int], None] | None,
-    ) -> Sequence:
-        text = text_to_read(prompt.turns, chunk.turns)
-        room = self._budget.max_frames - prompt.codes.shape[0]
-        sequence = Sequence(
-            text_ids=encode_text(text, self._budget.max_bytes),
-            prompt=prompt.codes,
-            max_new_frames=frame_limit(chunk, job.max_tokens, room),
-            params=SamplingParams(
-                seed, job.cfg_scale, job.temperature, job.top_p, job.cfg_filter_top_k
-            ),
-            on_frames=on_frames,
-        )
-        try:
-            return await asyncio.wrap_future(self._engine.submit(sequence))
-        finally:
-            sequence.cancelled.set()  # frees its slot, if it still has one
 
 
-def _lacks_words(chunk: Chunk, sequence: Sequence) -> bool:
-    """Whether the model ended a chunk sooner than anyone could have said it."""
-    return sequence.ended and sequence.frames < chunk.frames * SHORTEST
+def _encode(waveforms: Iterable[Waveform], sample_rate: int, format: str) -> EncodedAudio:
+    return encode_audio(np.concatenate(list(waveforms)), sample_rate, format)
 
 
-def _ending(chunk: Chunk, sequence: Sequence) -> tuple[str, ...]:
-    """What about a chunk's ending the user should know."""
-    name = f"chunk {chunk.index + 1}"
-    if not sequence.ended:
-        return (
-            f"{name} was stopped at its limit of {sequence.max_new_frames} frames before the "
-            "model ended it; its last words may be missing",
-        )
-    if _lacks_words(chunk, sequence):
-        return (
-            f"{name} has {sequence.frames} frames, too few for its text: words are missing; "
-            "another seed may mend it",
-        )
-    return ()
-
-
-def _lost_voice(chunk: Chunk, anchor: Spoken) -> str:
-    why = "there was no room for both; a smaller chunk_size leaves more"
-    if not anchor.codes.shape[0]:
-        why = "that one is silent; another seed may mend it"
-    return (
-        f"chunk {chunk.index + 1} does not continue the voices of chunk "
-        f"{anchor.chunk.index + 1}: {why}"
-    )
-
-
-def _encode(spoken: Iterable[Spoken], sample_rate: int, format: str) -> EncodedAudio:
-    return encode_audio(np.concatenate([part.waveform for part in spoken]), sample_rate, format)
-
-
-def _timeline(spoken: Iterable[Spoken], script: Script, sample_rate: int) -> list[ChunkResult]:
-    """Where each chunk lies in the finished audio."""
-    results = []
-    position = 0
-    for part in spoken:
-        turns = script.as_written(part.chunk)
-        end = position + len(part.waveform)
-        results.append(
-            ChunkResult(
-                text=render(turns),
-                speaker="+".join(dict.fromkeys(turn.speaker for turn in turns)),
-                start=round(position / sample_rate, 3),
-                end=round(end / sample_rate, 3),
-                frames=part.codes.shape[0],
-                seed=part.seed,
-            )
-        )
-        position = end
-    return results
-
-
-def summary(result: JobResult) -> str:
-    """A finished job in one line."""
-    speed = result.duration / result.generation_time if result.generation_time else 0.0
-    notice = f" ({UNTRAINED})" if UNTRAINED in result.warnings else ""
-    return (
-        f"{result.duration:.1f} s of audio in {result.chunks_processed} chunks, generated in "
-        f"{result.generation_time:.1f} s ({speed:.1f} × realtime) by {result.model.name}{notice}"
-    )
+def _described(result: JobResult, audio: EncodedAudio, warnings: Sequence[str]) -> Answer:
+    return retold(result, audio, warnings).model_dump(mode="json")
