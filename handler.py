@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 # The SDK's own default logs every input and every result whole. It reads this when imported.
@@ -16,61 +15,81 @@ import runpod
 
 from worker.config import load_settings
 from worker.errors import WorkerError
-from worker.schema import parse_job
+from worker.serverless.answers import Answer
+from worker.serverless.flight import Flight
+from worker.serverless.jobs import Job, Jobs
+from worker.serverless.logs import set_up_log
+from worker.serverless.mending import mend_sdk
 from worker.service import Service
 from worker.settings import Settings
-from worker.startup import start
+from worker.startup import log_imports, start
 
 logger = logging.getLogger("handler")
 
-Answer = dict[str, object]
-
 
 def make_handler(
-    service: Service, settings: Settings
-) -> Callable[[dict[str, Any]], Coroutine[Any, Any, Answer]]:
-    """The handler that the SDK calls with `{"id": …, "input": …}`."""
+    service: Service, settings: Settings, flight: Flight | None = None
+) -> Callable[[Job], Coroutine[Any, Any, Answer]]:
+    """The handler that the SDK calls with `{"id": …, "input": …}`: one answer a job."""
+    jobs = Jobs(service, settings, flight or Flight())
 
-    async def handle(job: dict[str, Any]) -> Answer:
-        job_id = str(job.get("id", "unnamed"))
-        try:
-            # In a thread: 20 MB of base64 would hold up the other jobs.
-            request = await asyncio.to_thread(parse_job, job.get("input"), settings.generation)
-            return await service.run(request, job_id)
-        except WorkerError as error:
-            logger.info("job %s refused or failed: %s", job_id, error)
-            return _failure(str(error), error.code, error.retryable)
-        except Exception:
-            # Raised further, the SDK would send traceback and host name to the client.
-            logger.exception("job %s failed", job_id)
-            message = "internal_error: the worker failed on this job; its log has the cause"
-            return _failure(message, "internal_error", retryable=True)
+    async def handle(job: Job) -> Answer:
+        return await jobs.answer(job)
 
     return handle
 
 
-def _failure(message: str, code: str, retryable: bool) -> Answer:
-    return {"error": message, "error_code": code, "retryable": retryable}
+def make_stream_handler(
+    service: Service, settings: Settings, config: dict[str, Any], flight: Flight | None = None
+) -> Callable[[Job], AsyncGenerator[Answer, None]]:
+    """The handler that answers in pieces; to the SDK only a generator function is one."""
+    jobs = Jobs(service, settings, flight or Flight())
+
+    async def handle(job: Job) -> AsyncGenerator[Answer, None]:
+        async for item in jobs.items(job, config):
+            yield item
+
+    return handle
+
+
+def make_config(service: Service, settings: Settings, flight: Flight) -> dict[str, Any]:
+    """What the SDK is started with."""
+    # More jobs than the engine has slots would wait here, where no other worker can take them.
+    at_once = min(service.slots, settings.generation.limits.concurrent_requests)
+    config: dict[str, Any] = {"concurrency_modifier": lambda _current: at_once}
+    if settings.platform.handler_mode == "stream":
+        config["handler"] = make_stream_handler(service, settings, config, flight)
+        config["return_aggregate_stream"] = True
+    else:
+        config["handler"] = make_handler(service, settings, flight)
+    return config
+
+
+def load() -> tuple[Service, Settings]:
+    """Everything that is loaded before the first job; ends the process where that cannot be."""
+    try:
+        settings = load_settings()
+        return start(settings), settings
+    except WorkerError as error:
+        reason = str(error)
+    except Exception as error:
+        logger.exception("unexpected, while the worker was starting")
+        reason = f"{type(error).__name__}: {error}"
+    logger.critical("the worker cannot start: %s", " ".join(reason.split()))
+    sys.exit(1)
 
 
 def main() -> None:
     """Loads everything, then takes jobs; ends at once with one line if that cannot be."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
-    try:
-        settings = load_settings()
-        service = start(settings)
-    except WorkerError as error:
-        logger.critical("the worker cannot start: %s", error)
-        sys.exit(1)
-    concurrent = settings.generation.limits.concurrent_requests
-    runpod.serverless.start(
-        {
-            "handler": make_handler(service, settings),
-            "concurrency_modifier": lambda _current: concurrent,
-        }
-    )
+    set_up_log()
+    log_imports()
+    service, settings = load()
+    flight = Flight()
+    mend_sdk(flight)
+    runpod.serverless.register_fitness_check(service.check_alive)
+    runpod.serverless.start(make_config(service, settings, flight))
+    service.close()
+    logger.info("done; the worker ends")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from worker import limits
 from worker.config import VARIABLES, load_settings
@@ -37,12 +37,28 @@ VARIABLE_CASES: list[tuple[str, str, str, Any]] = [
     ("DEFAULT_ENABLE_CHUNKING", "false", "generation.defaults.enable_chunking", False),
     ("MAX_TEXT_LENGTH", "500", "generation.limits.max_text_length", 500),
     ("CONCURRENT_REQUESTS", "8", "generation.limits.concurrent_requests", 8),
+    ("REMOTE_REFERENCES", "off", "generation.limits.remote_references", False),
+    ("REMOTE_TIMEOUT_S", "40", "generation.limits.remote_timeout_s", 40.0),
+    ("JOB_TIMEOUT_S", "90.5", "generation.limits.timeout_s", 90.5),
     ("MEMORY_OPTIMIZATION", "0", "performance.memory_optimization", False),
     ("CUDA_MEMORY_FRACTION", "0.5", "performance.cuda_memory_fraction", 0.5),
+    ("ENGINE_SLOTS", "6", "performance.slots", 6),
+    ("CUDA_GRAPHS", "false", "performance.cuda_graphs", False),
+    ("FUSED_KERNELS", "no", "performance.fused_kernels", False),
+    ("REPRODUCIBLE", "yes", "performance.reproducible", True),
     ("KEEP_RESULTS_IN", "/data/out", "delivery.keep_in", Path("/data/out")),
+    ("BUCKET_ENDPOINT_URL", "https://s3.host", "delivery.bucket.endpoint_url", "https://s3.host"),
+    ("BUCKET_NAME", "speech", "delivery.bucket.name", "speech"),
+    ("BUCKET_REGION", "eu-west-1", "delivery.bucket.region", "eu-west-1"),
+    ("BUCKET_ACCESS_KEY_ID", "AK", "delivery.bucket.access_key_id", SecretStr("AK")),
+    ("BUCKET_SECRET_ACCESS_KEY", "SK", "delivery.bucket.secret_access_key", SecretStr("SK")),
+    ("BUCKET_PREFIX", "speech/", "delivery.bucket.prefix", "speech/"),
+    ("BUCKET_URL_EXPIRY_S", "60", "delivery.bucket.url_expiry_s", 60),
+    ("ALLOW_PRIVATE_ENDPOINTS", "true", "delivery.allow_private_endpoints", True),
     ("RUNPOD_POD_ID", "abc", "platform.on_runpod", True),
     ("RUNPOD_ENDPOINT_ID", "abc", "platform.on_runpod", True),
     ("RUNPOD_WEBHOOK_GET_JOB", "http://host/job", "platform.on_runpod", True),
+    ("RUNPOD_HANDLER_MODE", "stream", "platform.handler_mode", "stream"),
     ("HF_HUB_OFFLINE", "1", "platform.hub_offline", True),
     ("HF_HUB_CACHE", "/cache", "platform.hub_cache", Path("/cache")),
     ("HF_HOME", "/home/hf", "platform.hub_cache", Path("/home/hf/hub")),
@@ -216,9 +232,14 @@ def test_settings_cannot_be_changed() -> None:
         ("DEFAULT_ENABLE_CHUNKING", "perhaps", "true or false"),
         ("MAX_TEXT_LENGTH", "1.5", "a whole number, 1 or more"),
         ("CONCURRENT_REQUESTS", "null", "a whole number, 1 or more"),
+        ("REMOTE_REFERENCES", "perhaps", "true or false"),
+        ("REMOTE_TIMEOUT_S", "0.5", "a number from 1 to 120"),
         ("MEMORY_OPTIMIZATION", "2", "true or false"),
         ("CUDA_MEMORY_FRACTION", "0", "a number above 0, at most 1"),
         ("CUDA_MEMORY_FRACTION", "nan", "a number above 0, at most 1"),
+        ("BUCKET_NAME", "arn:aws:s3:::speech", "a bucket's name, 3 to 63 characters"),
+        ("BUCKET_PREFIX", "../speech", "names of letters, digits"),
+        ("BUCKET_URL_EXPIRY_S", "604801", "a whole number from 1 to 604800"),
         ("HF_HUB_OFFLINE", "perhaps", "true or false"),
     ],
 )

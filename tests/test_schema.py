@@ -17,6 +17,8 @@ from worker.settings import GenerationDefaults, GenerationLimits, GenerationSett
 SETTINGS = GenerationSettings()
 RECORDING = base64.b64encode(b"a recording").decode()
 CLONE = {"reference_audio": RECORDING, "reference_text": "[S1] What is said."}
+URL = "https://voices.example/deep.wav?signature=x%2B"
+NAMED = {"reference_audio_url": URL, "reference_text": "[S1] What is said."}
 
 
 def job(settings: GenerationSettings = SETTINGS, /, **fields: Any) -> JobInput:
@@ -38,6 +40,7 @@ def test_a_text_alone_is_a_job_and_the_rest_is_as_documented() -> None:
         "voice_mode": "dialogue",
         "voice_id": None,
         "reference_audio": None,
+        "reference_audio_url": None,
         "reference_text": None,
         "enable_chunking": True,
         "chunk_size": 120,
@@ -49,6 +52,7 @@ def test_a_text_alone_is_a_job_and_the_rest_is_as_documented() -> None:
         "cfg_filter_top_k": 35,
         "max_tokens": None,
         "output_format": "wav",
+        "output": "auto",
     }
 
 
@@ -317,6 +321,8 @@ def test_params_within_params_are_refused_in_words_that_help() -> None:
         ({"voice_mode": "dialogue"}, "dialogue"),
         ({"voice_mode": "voice_library", "voice_id": "someone"}, "voice_library"),
         ({"voice_mode": "clone", **CLONE}, "clone"),
+        (NAMED, "clone"),
+        ({"voice_mode": "clone", **NAMED}, "clone"),
     ],
 )
 def test_the_mode_is_what_the_other_fields_mean(fields: dict[str, Any], mode: str) -> None:
@@ -333,6 +339,15 @@ def test_the_mode_is_what_the_other_fields_mean(fields: dict[str, Any], mode: st
         ({"reference_audio": RECORDING, "reference_text": ""}, "reference_text is missing"),
         ({"reference_text": "[S1] What is said."}, "reference_audio is missing"),
         ({"voice_id": "someone", **CLONE}, "voice_id and reference_audio are both given"),
+        ({"voice_id": "someone", **NAMED}, "voice_id and reference_audio_url are both given"),
+        ({**CLONE, **NAMED}, "reference_audio and reference_audio_url are both given"),
+        ({**NAMED, "reference_audio": ""}, "reference_audio and reference_audio_url are both"),
+        ({"reference_audio_url": URL}, "reference_text is missing"),
+        ({**NAMED, "reference_audio_url": ""}, "reference_audio_url is missing"),
+        (
+            {"voice_mode": "dialogue", **NAMED},
+            "voice_mode is 'dialogue' and reference_audio_url is given",
+        ),
         (
             {"voice_id": "someone", "reference_text": "What is said."},
             "voice_id and reference_text are both given",
@@ -403,6 +418,59 @@ def test_a_recording_of_the_wrong_type_is_refused() -> None:
     assert "reference_audio: [1, 2] is not allowed; it must be text" in message
 
 
+# Recordings that lie elsewhere
+
+
+def test_a_recording_may_be_named_by_its_address_which_is_kept_as_it_was_given() -> None:
+    parsed = job(**NAMED)
+    assert (parsed.reference_audio_url, parsed.reference_audio) == (URL, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://voices.example/deep.wav", "is no https address; it must be an https:// address"),
+        ("ftp://voices.example/deep.wav", "is no https address"),
+        ("file:///etc/passwd", "is no https address"),
+        ("data:audio/wav;base64,UklGRg==", "is no https address"),
+        ("voices.example/deep.wav", "is no https address"),
+        ("https:deep.wav", "is no https address"),
+        ("https:///deep.wav", "is no https address"),
+        ("https://", "is no https address"),
+        (" https://voices.example/", "is no https address"),
+        ("https://voices.example:port/", "is no address"),
+        ("https://voices.example/\n", "is no address"),
+        ("https://voices.example/\ud800", "is no address"),
+        ("https://me:secret@voices.example/", "holds a user name or a password"),
+        ("https://me@voices.example/", "holds a user name or a password"),
+        ("https://voices.example\\@10.0.0.1/", "holds a user name or a password"),
+        ("https://voices.example/" + "a" * 4096, "has 4119 characters; at most 4096"),
+        (5, "5 is not allowed; it must be text"),
+    ],
+)
+def test_an_address_that_cannot_be_fetched_is_refused_and_not_repeated(
+    url: Any, words: str
+) -> None:
+    message = refusal(reference_audio_url=url, reference_text="[S1] What is said.")
+    assert message.startswith("invalid_input: reference_audio_url")
+    assert words in message
+    assert "secret" not in message
+
+
+def test_the_longest_address_is_taken() -> None:
+    url = "https://voices.example/".ljust(4096, "a")
+    assert job(**{**NAMED, "reference_audio_url": url}).reference_audio_url == url
+
+
+def test_where_the_settings_say_so_no_recording_is_fetched() -> None:
+    settings = GenerationSettings(limits=GenerationLimits(remote_references=False))
+    assert job(settings, **CLONE).voice_mode == "clone"
+    message = refusal(settings, **NAMED)
+    assert "reference_audio_url is turned off on this worker" in message
+    assert "generation.limits.remote_references" in message
+    assert "as reference_audio" in message
+
+
 # Whatever comes
 
 
@@ -419,7 +487,9 @@ values = st.recursive(
     max_leaves=8,
 )
 names = st.sampled_from([*JobInput.model_fields, "generation_params", "chunksize", ""])
-likely = values | st.sampled_from(["Hello.", "clone", "voice_library", RECORDING, 42, 0.5, "mp3"])
+likely = values | st.sampled_from(
+    ["Hello.", "clone", "voice_library", RECORDING, URL, "https://\ud800/", 42, 0.5, "mp3"]
+)
 flat = st.dictionaries(names, likely, max_size=5)
 with_text = flat.map(lambda fields: {"text": "Hello.", **fields})
 nested = st.builds(lambda outer, inner: {**outer, "generation_params": inner}, with_text, flat)

@@ -23,7 +23,10 @@ from worker.errors import WeightsNotFound
 CONFIG = "config.json"
 
 # What a download takes where no revision is set; of other repositories, the default branch.
-PINNED = {"nari-labs/Dia-1.6B-0626": "ef2795fcc29c5abe6ffc91fd33808588b49bbc66"}
+PINNED = {
+    "nari-labs/Dia-1.6B-0626": "ef2795fcc29c5abe6ffc91fd33808588b49bbc66",
+    "descript/dac_44khz": "c1bc521685adf9cfe247bc39a5ca58917eda1ac4",
+}
 
 # What a download may fail with. The bases of HfHubHTTPError stand for whichever HTTP library the
 # installed hub client uses; a RuntimeError is what its native transfer library raises.

@@ -10,26 +10,36 @@ from __future__ import annotations
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic.fields import FieldInfo
 
 __all__ = [
+    "BucketName",
     "CfgFilterTopK",
     "CfgScale",
     "ChunkSize",
     "Device",
     "Dtype",
+    "Endpoint",
     "Fraction",
     "Generation",
+    "HandlerMode",
+    "KeyPrefix",
     "MaxTokens",
+    "Output",
     "OutputFormat",
     "PositiveInt",
+    "Region",
+    "RemoteTimeout",
     "RepositoryId",
+    "Seconds",
+    "Secret",
     "Seed",
     "Switch",
     "Temperature",
     "Text",
     "TopP",
+    "UrlExpiry",
     "WeightsFilename",
     "refusal",
     "shown",
@@ -39,6 +49,7 @@ __all__ = [
 REPOSITORY = r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
 WEIGHTS_SUFFIXES = (".safetensors", ".safetensors.index.json", ".pth", ".pt", ".bin")
 
+HIDDEN = "hidden"  # notes a type whose values are repeated in no message
 _SHOWN = 80  # characters of a bad value that a message repeats
 
 
@@ -84,8 +95,10 @@ TopP = Fraction
 CfgFilterTopK = Annotated[int, _whole(1, 1024)]  # 1024 codes in a codebook
 MaxTokens = Annotated[int, _whole(1, 3056)]  # frames: 3072 positions - BOS - 15 of delay
 OutputFormat = Literal["wav", "flac", "mp3", "opus", "aac", "pcm"]
+Output = Literal["auto", "base64", "s3"]
 
 # Of the worker
+RemoteTimeout = Annotated[float, _number(1, 120)]  # seconds
 Device = Annotated[str, _matching(r"auto|cpu|cuda(:[0-9]{1,3})?", "auto, cpu, cuda or cuda:N")]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Generation = Annotated[
@@ -101,6 +114,37 @@ WeightsFilename = Annotated[
         f"a file name that ends in {', '.join(WEIGHTS_SUFFIXES[:-1])} or {WEIGHTS_SUFFIXES[-1]}",
     ),
 ]
+Seconds = Annotated[
+    float,
+    Field(strict=True, gt=0, allow_inf_nan=False, description="a number of seconds above 0"),
+]
+HandlerMode = Literal["job", "stream"]
+# Of a store of results
+Endpoint = Annotated[
+    str,
+    _matching(
+        # Without a user, a query or a fragment: what stands there would be logged, or lost.
+        r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?",
+        "an address, as https://host",
+    ),
+    HIDDEN,
+]
+# No ARN: some of those would send the file to another host.
+BucketName = Annotated[
+    str, _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", "a bucket's name, 3 to 63 characters")
+]
+Region = Annotated[str, _matching(r"[A-Za-z0-9-]{1,40}", "a region, as eu-west-1")]
+Secret = Annotated[
+    SecretStr,
+    Field(strict=True, min_length=1, description="text, not empty"),
+]
+KeyPrefix = Annotated[
+    str,
+    _matching(
+        r"([A-Za-z0-9_-][A-Za-z0-9._-]*/?)*", "names of letters, digits and . _ - with / between"
+    ),
+]
+UrlExpiry = Annotated[int, _whole(1, 7 * 24 * 3600)]  # seconds; the protocol allows a week
 
 
 def valid_values(annotation: Any) -> str:
@@ -136,4 +180,10 @@ def shown(value: Any) -> str:
 def refusal(name: str, given: Any, field: FieldInfo) -> str:
     """One line for a value that is not allowed: its name, what was given, and what is valid."""
     valid = field.description or valid_values(field.annotation)
-    return f"{name}: {shown(given)} is not allowed; it must be {valid}"
+    is_hidden = any(_is_hidden(note) for note in (field.annotation, *field.metadata))
+    what = "what was given" if is_hidden else shown(given)
+    return f"{name}: {what} is not allowed; it must be {valid}"
+
+
+def _is_hidden(note: Any) -> bool:
+    return note in (SecretStr, HIDDEN) or any(_is_hidden(inner) for inner in get_args(note))

@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from worker.errors import InvalidInput
 from worker.limits import (
@@ -20,6 +20,7 @@ from worker.limits import (
     CfgScale,
     ChunkSize,
     MaxTokens,
+    Output,
     OutputFormat,
     Switch,
     Temperature,
@@ -27,10 +28,12 @@ from worker.limits import (
     refusal,
     shown,
 )
+from worker.remote import TURNED_OFF, parse_url
 from worker.settings import GenerationSettings
 
 MAX_REFERENCE_BYTES = 20_000_000
 NESTED = "generation_params"
+RECORDINGS = ("reference_audio", "reference_audio_url")  # of which a clone has one
 RANDOM_SEED = -1
 
 VoiceMode = Literal["dialogue", "voice_library", "clone"]
@@ -55,6 +58,7 @@ class JobInput(BaseModel):
     voice_mode: VoiceMode
     voice_id: JobText | None = None
     reference_audio: JobText | None = None  # base64
+    reference_audio_url: JobText | None = None  # where the recording lies instead
     reference_text: JobText | None = None
     enable_chunking: Switch
     chunk_size: ChunkSize
@@ -66,10 +70,17 @@ class JobInput(BaseModel):
     cfg_filter_top_k: CfgFilterTopK
     max_tokens: MaxTokens | None
     output_format: OutputFormat
+    output: Output = "auto"
+
+    _given: frozenset[str] = PrivateAttr(default=frozenset())
+
+    def names(self, field: str) -> bool:
+        """Whether the job itself gave the field, and did not leave it to the settings."""
+        return field in self._given
 
     @property
     def reference_bytes(self) -> bytes:
-        """The decoded recording of a clone job."""
+        """The decoded recording of a clone job that brought it."""
         return decode_reference(self.reference_audio or "")
 
 
@@ -96,6 +107,7 @@ class ModelInfo(BaseModel):
 class JobResult(BaseModel):
     """What a finished job says beside its audio."""
 
+    job_id: str | None = None  # the platform's; a job from elsewhere has none
     format: str
     sample_rate: int  # Hz
     audio_length: int  # samples
@@ -125,7 +137,10 @@ def parse_job(raw: Any, settings: GenerationSettings) -> JobInput:
         job = JobInput(**values)
     except ValidationError as error:
         raise InvalidInput("; ".join(_complaint(detail) for detail in error.errors())) from error
-    if voice_mode == "clone":
+    job._given = frozenset(given)
+    if job.reference_audio_url is not None:
+        _check_remote(job.reference_audio_url, settings.limits.remote_references)
+    elif voice_mode == "clone":
         decode_reference(job.reference_audio or "")
     return job
 
@@ -194,22 +209,32 @@ def _check_text(text: Any, longest: int) -> None:
         raise InvalidInput(f"text is {found}; it must have 1 to {longest} characters")
 
 
+def _check_remote(url: str, allowed: bool) -> None:
+    if not allowed:
+        raise InvalidInput(TURNED_OFF)
+    parse_url(url)
+
+
 def _voice_mode(given: Mapping[str, Any]) -> Any:
     """The mode asked for, or the one that the other fields mean; refuses what does not agree."""
     library = "voice_id" in given
-    clone = [name for name in ("reference_audio", "reference_text") if name in given]
+    recordings = [name for name in RECORDINGS if name in given]
+    clone = [name for name in (*RECORDINGS, "reference_text") if name in given]
     if library and clone:
         raise InvalidInput(
             f"voice_id and {clone[0]} are both given; give a voice of the library, or a "
             "recording to clone with its transcript"
         )
+    if len(recordings) > 1:
+        raise InvalidInput(f"{' and '.join(recordings)} are both given; give one of them")
     meant = "voice_library" if library else "clone" if clone else "dialogue"
     mode = given.get("voice_mode", meant)
     if mode == "clone":
-        for name in ("reference_audio", "reference_text"):
+        for name in (*(recordings or ["reference_audio"]), "reference_text"):
             if not given.get(name):
                 raise InvalidInput(
-                    f"{name} is missing; a clone needs a recording and its transcript"
+                    f"{name} is missing; a clone needs reference_text and a recording, in "
+                    "reference_audio or at reference_audio_url"
                 )
     if mode == "voice_library" and not library:
         raise InvalidInput("voice_id is missing; voice_mode voice_library needs one")

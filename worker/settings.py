@@ -14,22 +14,31 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from worker.limits import (
+    BucketName,
     CfgFilterTopK,
     CfgScale,
     ChunkSize,
     Device,
     Dtype,
+    Endpoint,
     Fraction,
     Generation,
+    HandlerMode,
+    KeyPrefix,
     MaxTokens,
     OutputFormat,
     PositiveInt,
+    Region,
+    RemoteTimeout,
     RepositoryId,
+    Seconds,
+    Secret,
     Seed,
     Switch,
     Temperature,
     Text,
     TopP,
+    UrlExpiry,
     WeightsFilename,
 )
 
@@ -110,10 +119,24 @@ class GenerationDefaults(Section):
 
 
 class GenerationLimits(Section):
-    """What no job may exceed: characters of text, and jobs at the same time."""
+    """What no job may exceed.
+
+    Attributes:
+        max_text_length: Characters of text.
+        concurrent_requests: Jobs at the same time; never more than the engine has slots.
+        timeout_s: Seconds of one job; `None` leaves it to the platform, which stops a job after 10
+            minutes unless the endpoint or the job says otherwise.
+        remote_references: Whether a clone's recording may lie elsewhere, at
+            `reference_audio_url`. On, as it reaches nothing but hosts of the public internet, by
+            https, and shows nobody what they send.
+        remote_timeout_s: Seconds that its download may take.
+    """
 
     max_text_length: PositiveInt = 10_000
     concurrent_requests: PositiveInt = 3
+    timeout_s: Seconds | None = None
+    remote_references: Switch = True
+    remote_timeout_s: RemoteTimeout = 15.0
 
 
 class GenerationSettings(Section):
@@ -127,23 +150,54 @@ class PerformanceSettings(Section):
     """Memory and batching.
 
     Attributes:
+        memory_optimization: Whether a device's memory that is not in use is given back whenever
+            the engine has nothing to do.
         slots: Chunks that are decoded side by side; `None` works it out from the device.
+        cuda_graphs: Whether decode steps are recorded and played back on a CUDA device.
+        reproducible: Whether a job gives the same codes whatever else runs beside it, to the last
+            bit; every step then computes all slots.
+        fused_kernels: Whether Triton kernels do what lies between the matrix products there.
     """
 
     memory_optimization: Switch = True
     cuda_memory_fraction: Fraction = 0.9
     slots: PositiveInt | None = None
+    cuda_graphs: Switch = True
+    fused_kernels: Switch = True
+    reproducible: Switch = False
+
+
+class BucketSettings(Section):
+    """The S3 bucket for results. Address, name and keys go together; without them there is none.
+
+    Attributes:
+        region: `None` takes it from the address where that says it, else us-east-1.
+        prefix: What the keys of all results begin with.
+        url_expiry_s: Seconds for which the address of a result works.
+    """
+
+    endpoint_url: Endpoint | None = None
+    name: BucketName | None = None
+    region: Region | None = None
+    access_key_id: Secret | None = None
+    secret_access_key: Secret | None = None
+    prefix: KeyPrefix = ""
+    url_expiry_s: UrlExpiry = 24 * 3600
 
 
 class DeliverySettings(Section):
     """How results leave the worker.
 
     Attributes:
+        allow_private_endpoints: Whether a job's own `s3Config` may name a store without https, or
+            one in this machine's own network.
         keep_in: A folder of this machine in which every result is kept as a file, beside being
             delivered; `None` keeps nothing.
     """
 
     keep_in: Place | None = None
+    bucket: BucketSettings = BucketSettings()
+    allow_private_endpoints: Switch = False
 
 
 class PlatformSettings(Section):
@@ -151,11 +205,13 @@ class PlatformSettings(Section):
 
     Attributes:
         on_runpod: Whether RunPod started this process.
+        handler_mode: `job` answers a job once; `stream` sends its audio in pieces as well.
         hub_offline: Whether nothing may be downloaded.
         hub_cache: Where `huggingface_hub` keeps what it downloads.
     """
 
     on_runpod: Switch = False
+    handler_mode: HandlerMode = "job"
     hub_offline: Switch = False
     hub_cache: Path = expanded("~/.cache/huggingface/hub")
 

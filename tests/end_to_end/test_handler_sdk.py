@@ -1,4 +1,4 @@
-"""The handler as RunPod's SDK runs it: jobs in this process, and the worker as a process."""
+"""The handler as RunPod's SDK runs it, in this process."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ import base64
 import inspect
 import io
 import json
-import os
-import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,9 @@ from runpod.serverless.modules.rp_handler import is_generator
 from runpod.serverless.modules.rp_job import run_job
 
 import handler
+from worker.errors import EngineBroken, EngineError, OutOfMemory, ResultTooLarge
 from worker.schema import parse_job
+from worker.serverless.flight import Flight
 from worker.service import Service
 from worker.settings import GenerationSettings, Settings
 
@@ -33,9 +30,6 @@ TEXT = "[S1] Hello there. [S2] Hello to you."
 
 Job = dict[str, Any]
 Run = Callable[..., Job]
-
-
-# In this process
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +124,7 @@ INVALID: dict[str, tuple[Any, tuple[str, ...]]] = {
     "unknown format": ({"text": TEXT, "output_format": "ogg"}, ("'ogg'", "wav, flac, mp3, opus")),
     "clone without transcript": (
         {"text": TEXT, "reference_audio": "AAAA"},
-        ("reference_text is missing", "recording and its transcript"),
+        ("reference_text is missing", "a recording"),
     ),
     "reference no base64": (cloned("%%%"), ("reference_audio is not base64",)),
     "id leads elsewhere": (
@@ -187,7 +181,7 @@ def test_a_transcript_with_an_unknown_speaker_is_refused(sdk: Run) -> None:
 def test_a_bug_of_ours_reaches_the_log_whole_and_the_client_in_one_line(
     sdk: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(*_arguments: Any) -> Job:
+    async def broken(*_arguments: Any, **_others: Any) -> Job:
         raise RuntimeError(f"{socket.gethostname()} has no {ROOT / 'secret.py'}")
 
     monkeypatch.setattr(Service, "run", broken)
@@ -202,7 +196,7 @@ def test_a_cancelled_job_is_not_answered_as_a_failure(
 ) -> None:
     handle = handler.make_handler(service, tiny_settings)
 
-    async def endless(*_arguments: Any) -> Job:
+    async def endless(*_arguments: Any, **_others: Any) -> Job:
         await asyncio.Event().wait()
         return {}
 
@@ -222,113 +216,82 @@ def test_the_job_for_trying_the_worker_is_a_valid_one() -> None:
     assert parse_job(job["input"], GenerationSettings()).seed == 42
 
 
-# As a process
+@pytest.mark.parametrize(
+    "error", [OutOfMemory("no memory left"), EngineBroken("the device failed")], ids=["oom", "lost"]
+)
+def test_a_worn_out_worker_fails_the_job_and_asks_to_be_replaced(
+    service: Service, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, error: EngineError
+) -> None:
+    async def worn(*_arguments: Any, **_others: Any) -> Job:
+        raise error
 
-
-@dataclass(frozen=True)
-class Worker:
-    """How a worker process ended, and what it left in its folder."""
-
-    status: int
-    log: str
-    folder: Path
-
-
-@pytest.fixture(scope="module")
-def worker(
-    tiny_model: Path, voice_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Worker]:
-    def run(*arguments: str, input: Job | None = None, **environment: str) -> Worker:
-        folder = tmp_path_factory.mktemp("worker")
-        if input is not None:
-            job = json.loads((ROOT / "test_input.json").read_text())
-            job["input"].update(input)
-            (folder / "test_input.json").write_text(json.dumps(job))
-        base = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(folder),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "DIA_MODEL": str(tiny_model),
-            "MODEL_DEVICE": "cpu",
-            "VOICE_LIBRARY_PATH": str(voice_folder),
-        }
-        process = subprocess.run(
-            [sys.executable, str(ROOT / "handler.py"), *arguments],
-            cwd=folder,
-            env={**base, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-        )
-        return Worker(process.returncode, process.stdout, folder)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def good(worker: Callable[..., Worker]) -> Worker:
-    return worker(
-        input={"max_tokens": 20},
-        RUNPOD_LOG_LEVEL="WARN",
-        KEEP_RESULTS_IN="results",
-        PRELOAD_VOICES="narrator_warm",
-    )
-
-
-def test_a_good_job_in_the_working_directory_ends_with_success(good: Worker) -> None:
-    assert good.status == 0, good.log
-    assert "job test_input: " in good.log
-
-
-def test_the_result_lies_in_the_folder_that_was_asked_for(good: Worker) -> None:
-    info = soundfile.info(good.folder / "results" / "test_input.wav")
-    assert (info.samplerate, info.channels) == (44_100, 1)
-    assert 0 < info.frames <= 20 * 512
-
-
-def test_the_log_holds_no_audio(good: Worker) -> None:
-    assert re.search(r"[A-Za-z0-9+/]{200}", good.log) is None
-    data = (good.folder / "results" / "test_input.wav").read_bytes()
-    assert base64.b64encode(data).decode()[:40] not in good.log
-
-
-def test_the_log_of_the_start_times_every_stage(good: Worker) -> None:
-    for stage in ("dia-tiny", "codec", "1 preloaded voices", "engine of 4 slots"):
-        assert re.search(rf"loaded {stage}.* in \d+\.\d\d s", good.log)
-    assert "ready on cpu" in good.log
-
-
-def test_a_bad_job_ends_with_failure_and_its_message(worker: Callable[..., Worker]) -> None:
-    job = json.dumps({"input": {"text": "Hello.", "temperature": -1}})
-    bad = worker("--test_input", job)
-    assert bad.status == 1
-    assert "failed with error: invalid_input: temperature: -1 is not allowed" in bad.log
-    assert "Traceback" not in bad.log
+    monkeypatch.setattr(Service, "run", worn)
+    handle = handler.make_handler(service, tiny_settings)
+    answer = asyncio.run(handle({"id": "job-1", "input": {"text": TEXT}}))
+    assert answer["refresh_worker"] is True
+    assert answer["error"] == str(error)
+    posted = asyncio.run(run_job(handle, {"id": "job-1", "input": {"text": TEXT}}))
+    assert posted["stopPod"] is True
+    assert posted["error"] == str(error)
 
 
 @pytest.mark.parametrize(
-    ("environment", "words"),
-    [
-        ({"MODEL_DTYPE": "int8"}, ("MODEL_DTYPE: 'int8'", "float32")),
-        (
-            {"DIA_MODEL": "", "RUNPOD_POD_ID": "pod-1", "HF_HUB_OFFLINE": "1"},
-            ("ttj/dia-1.6b-safetensors", "HF_HUB_OFFLINE is set", "To mend it"),
-        ),
-        ({"PRELOAD_VOICES": "narrator_worm"}, ("unknown_voice", "close are narrator_warm")),
-    ],
-    ids=["bad setting", "no weights on RunPod", "unknown voice"],
+    "value", [float("nan"), b"audio", "\ud83d", {1, 2}], ids=["nan", "bytes", "surrogate", "set"]
 )
-def test_a_worker_that_cannot_start_says_why_in_one_line_and_ends(
-    worker: Callable[..., Worker], environment: dict[str, str], words: tuple[str, ...]
+def test_what_cannot_be_posted_never_leaves(
+    sdk: Run, monkeypatch: pytest.MonkeyPatch, value: object
 ) -> None:
-    failed = worker(input={"max_tokens": 5}, **environment)
-    assert failed.status == 1
-    assert "Traceback" not in failed.log
-    assert "Starting Serverless Worker" not in failed.log
-    (line,) = [line for line in failed.log.splitlines() if "CRITICAL" in line]
-    assert line == failed.log.splitlines()[-1]
-    assert "the worker cannot start: " in line
-    for word in words:
-        assert word in line
+    async def odd(*_arguments: Any, **_others: Any) -> Job:
+        return {"audio": value}
+
+    monkeypatch.setattr(Service, "run", odd)
+    check_refusal(sdk({"text": TEXT}), "internal_error", "written as JSON", retryable=True)
+
+
+def test_a_result_that_is_too_large_is_an_error_and_not_an_empty_success(
+    sdk: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def large(*_arguments: Any, **_others: Any) -> Job:
+        raise ResultTooLarge("the answer has 30.0 MB")
+
+    monkeypatch.setattr(Service, "run", large)
+    check_refusal(sdk({"text": TEXT}), "result_too_large", "30.0 MB")
+
+
+def test_a_job_that_takes_longer_than_it_may_is_ended_and_may_be_asked_again(
+    service: Service, tiny_settings: Settings
+) -> None:
+    limits = tiny_settings.generation.limits.model_copy(update={"timeout_s": 0.3})
+    generation = tiny_settings.generation.model_copy(update={"limits": limits})
+    settings = tiny_settings.model_copy(update={"generation": generation})
+    handle = handler.make_handler(service, settings)
+    result = asyncio.run(run_job(handle, {"id": "job-1", "input": {"text": TEXT * 9}}))
+    check_refusal(result, "timeout", "within the time", retryable=True)
+
+
+def test_a_jobs_own_bucket_reaches_the_service(
+    service: Service, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def told(*_arguments: Any, **others: Any) -> Job:
+        return {"seen": others["s3_config"]}
+
+    monkeypatch.setattr(Service, "run", told)
+    handle = handler.make_handler(service, tiny_settings)
+    job = {"id": "job-1", "input": {"text": TEXT}, "s3Config": {"bucketName": "speech"}}
+    assert asyncio.run(handle(job)) == {"seen": {"bucketName": "speech"}}
+
+
+def test_no_more_jobs_are_taken_than_the_engine_has_slots(
+    service: Service, tiny_settings: Settings
+) -> None:
+    def at_once(requests: int) -> int:
+        limits = tiny_settings.generation.limits.model_copy(
+            update={"concurrent_requests": requests}
+        )
+        generation = tiny_settings.generation.model_copy(update={"limits": limits})
+        settings = tiny_settings.model_copy(update={"generation": generation})
+        config = handler.make_config(service, settings, Flight())
+        return int(config["concurrency_modifier"](1))
+
+    assert at_once(2) == 2
+    assert at_once(1000) == service.slots
