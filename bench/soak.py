@@ -165,8 +165,7 @@ def cancel_a_minute(soak: Soak, worker: WorkerProcess) -> dict[str, Any]:
     """Cancels a job of a minute of speech once it is under way."""
     plane = soak.plane
     plane.submit(MINUTE, "job-of-a-minute")
-    plane.wait_until(lambda: worker.lines("[job-of-a-minute]") or plane.posts("job-of-a-minute"))
-    time.sleep(0.5)
+    worker.wait_until_speaking("job-of-a-minute")
     plane.cancel("job-of-a-minute")
     taken = plane.wait_until(lambda: slots_free_ms(worker, "job-of-a-minute"), 20)
     return {"minute_slots_free_ms": round(taken, 1)}

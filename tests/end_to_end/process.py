@@ -67,6 +67,14 @@ class WorkerProcess:
         """What the log says of one job."""
         return [line for line in self.log.splitlines() if job_id in line]
 
+    def wait_until_speaking(self, job_id: str) -> None:
+        """Waits until a job's chunks are on their way into the slots."""
+        end = time.monotonic() + START_S
+        while not any("chunks to speak" in line for line in self.lines(f"[{job_id}]")):
+            assert time.monotonic() < end, self.log
+            time.sleep(0.02)
+        time.sleep(0.3)
+
     def terminate(self) -> None:
         """Sends what RunPod sends when it takes a worker down."""
         self.process.send_signal(signal.SIGTERM)

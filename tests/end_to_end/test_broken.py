@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 from tests.end_to_end.client import SENTENCE, SHORT, check_nothing_private
@@ -18,11 +17,10 @@ def test_a_job_without_memory_asks_for_a_new_worker_once_its_neighbours_are_answ
     plane: ControlPlane, start_worker: StartWorker
 ) -> None:
     worker = start_worker("worker-1", FAULTY, FAULT="memory").wait_until_ready()
-    neighbour = plane.submit({"text": SENTENCE, "max_tokens": 200})
-    plane.wait_until(lambda: plane.jobs[neighbour].status == "IN_PROGRESS")
+    neighbour = plane.submit({"text": SENTENCE, "max_tokens": 400})
+    worker.wait_until_speaking(neighbour)
     full = plane.submit({"text": "[S1] Too much of it.", "max_tokens": 5})
-    plane.wait_until(lambda: plane.jobs[full].status == "IN_PROGRESS")
-    time.sleep(0.5)
+    plane.wait_until(lambda: "no more jobs are taken" in worker.log)
     waiting = plane.submit(SHORT)
     assert worker.wait() == 0
     done, failed = plane.wait_for(neighbour, full)
@@ -42,8 +40,8 @@ def test_when_the_device_is_lost_every_job_is_told_and_the_worker_asks_to_be_rep
 ) -> None:
     worker = start_worker("worker-2", FAULTY, FAULT="device").wait_until_ready()
     ids = [plane.submit({"text": SENTENCE, "max_tokens": 3000}) for _ in range(3)]
-    plane.wait_until(lambda: all(plane.jobs[one].status == "IN_PROGRESS" for one in ids))
-    time.sleep(0.5)
+    for job_id in ids:
+        worker.wait_until_speaking(job_id)
     (worker.folder / "fault").touch()
     assert worker.wait() == 0
     jobs = plane.wait_for(*ids)

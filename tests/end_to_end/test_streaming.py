@@ -157,8 +157,9 @@ def test_a_cancelled_stream_frees_its_slots_within_200_ms(
     job = plane.jobs[plane.submit({"text": SENTENCE * 4, "max_tokens": 3000})]
     if fault:
         plane.faults["job-stream"].append(fault)
-    plane.wait_until(lambda: job.status == "IN_PROGRESS" and (fault or job.pieces))
-    time.sleep(1.5)
+    worker.wait_until_speaking(job.id)
+    plane.wait_until(lambda: fault or job.pieces)
+    time.sleep(1)
     plane.cancel(job.id)
     assert plane.wait_until(lambda: slots_free_ms(worker, job.id), 20) < 200
     assert done(plane, SHORT).status == "COMPLETED"

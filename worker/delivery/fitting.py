@@ -126,13 +126,12 @@ def _in_answer(
     parcel: Parcel, audio: EncodedAudio, room: Room, warnings: Sequence[str] = ()
 ) -> Delivered | None:
     """The answer with the audio in it, if there is room."""
-    if base64_size(audio.data) > room.limit:
-        return None  # and megabytes of text need not be made to know it
-    answer = {
-        "audio": base64.b64encode(audio.data).decode("ascii"),
-        **parcel.describe(audio, warnings),
-    }
-    return Delivered(answer, audio) if encoded_size(answer) <= room.limit else None
+    answer: dict[str, object] = {"audio": "", **parcel.describe(audio, warnings)}
+    # Base64 needs no escapes: its megabytes are counted before they are made.
+    if encoded_size(answer) + base64_size(audio.data) > room.limit:
+        return None
+    answer["audio"] = base64.b64encode(audio.data).decode("ascii")
+    return Delivered(answer, audio)
 
 
 def _candidates(parcel: Parcel, route: Route) -> Iterator[EncodedAudio]:
