@@ -46,7 +46,7 @@ def queued(queue: DecodeQueue, count: int) -> None:
 
 def test_what_is_asked_for_during_a_decode_is_decoded_together_next() -> None:
     decoder = Decoder()
-    queue = DecodeQueue(decoder)
+    queue = DecodeQueue(decoder, together=True)
     with ThreadPoolExecutor(8) as threads:
         first = threads.submit(queue.decode, row(1))
         assert decoder.busy.acquire(timeout=10)
@@ -61,7 +61,7 @@ def test_what_is_asked_for_during_a_decode_is_decoded_together_next() -> None:
 def test_a_lone_request_does_not_wait_for_company() -> None:
     decoder = Decoder()
     decoder.go_on.release(2)
-    queue = DecodeQueue(decoder)
+    queue = DecodeQueue(decoder, together=True)
     assert queue.decode(row(5)).tolist() == [10] * 5
     assert queue.decode(row(1)).tolist() == [2]
     assert decoder.batches == [1, 1]
@@ -69,7 +69,7 @@ def test_a_lone_request_does_not_wait_for_company() -> None:
 
 def test_a_row_that_fails_fails_alone() -> None:
     decoder = Decoder()
-    queue = DecodeQueue(decoder)
+    queue = DecodeQueue(decoder, together=True)
     with ThreadPoolExecutor(8) as threads:
         first = threads.submit(queue.decode, row(1))
         assert decoder.busy.acquire(timeout=10)
@@ -81,3 +81,30 @@ def test_a_row_that_fails_fails_alone() -> None:
         with pytest.raises(ValueError, match="no good"):
             bad.result()
     assert decoder.batches == [1, 2, 1, 1]
+
+
+def test_where_a_batch_saves_nothing_each_row_is_answered_as_soon_as_it_is_done() -> None:
+    decoder = Decoder()
+    queue = DecodeQueue(decoder, together=False)
+    with ThreadPoolExecutor(8) as threads:
+        first = threads.submit(queue.decode, row(1))
+        assert decoder.busy.acquire(timeout=10)
+        later = [threads.submit(queue.decode, row(length)) for length in (2, 3)]
+        queued(queue, 2)
+        decoder.go_on.release(3)
+        assert first.result().tolist() == [2]
+        assert [each.result().tolist() for each in later] == [[4] * 2, [6] * 3]
+    assert decoder.batches == [1, 1, 1]
+
+
+def test_however_many_threads_ask_one_decodes() -> None:
+    seen: set[int] = set()
+
+    def decode(rows: Sequence[Tensor]) -> list[Tensor]:
+        seen.add(threading.get_ident())
+        return list(rows)
+
+    queue = DecodeQueue(decode, together=False)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(queue.decode, [row(length) for length in range(1, 40)]))
+    assert len(seen) == 1

@@ -1,32 +1,36 @@
-"""Decodes asked for by several threads, joined into batches.
+"""Decodes asked for by several threads, done by one.
 
-Knows requests and who answers them. What comes while one batch is decoded is the next batch, so a
-lone request never waits for company.
+Knows requests and who answers them. One thread, because each that decodes on a CPU keeps memory of
+its own for the next time; in batches, because a GPU decodes several rows in the time of one. What
+comes while one batch is decoded is the next, so a lone request never waits for company.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import Tensor
 
 DecodeBatch = Callable[[Sequence[Tensor]], list[Tensor]]
+Request = tuple[Tensor, "Future[Tensor]"]
 
 
 class DecodeQueue:
-    """Calls `decode_batch` by one thread at a time, each time with all that has come meanwhile.
+    """Calls `decode_batch` in a thread of its own.
 
     Args:
         decode_batch: rows of codes [T, K] to their waveforms.
+        together: whether all rows that wait are one batch; else each is, in order of arrival.
     """
 
-    def __init__(self, decode_batch: DecodeBatch) -> None:
-        self._decode_batch = decode_batch
-        self._waiting: list[tuple[Tensor, Future[Tensor]]] = []
+    def __init__(self, decode_batch: DecodeBatch, together: bool) -> None:
+        self._decode_batch, self._together = decode_batch, together
+        self._waiting: deque[Request] = deque()
         self._changed = threading.Lock()
-        self._turn = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="codec")
 
     def decode(self, codes: Tensor) -> Tensor:
         """The waveform of one row; blocks the calling thread.
@@ -37,17 +41,19 @@ class DecodeQueue:
         future: Future[Tensor] = Future()
         with self._changed:
             self._waiting.append((codes, future))
-        with self._turn:  # whoever had it before may have decoded this row too
-            self._decode_waiting()
+        self._thread.submit(self._decode_next)
         return future.result()
 
-    def _decode_waiting(self) -> None:
-        with self._changed:
-            batch, self._waiting = self._waiting, []
-        if batch:
+    def _decode_next(self) -> None:
+        if batch := self._next_batch():  # else it was decoded with the one before
             self._answer(batch)
 
-    def _answer(self, batch: list[tuple[Tensor, Future[Tensor]]]) -> None:
+    def _next_batch(self) -> list[Request]:
+        with self._changed:
+            count = len(self._waiting) if self._together else min(1, len(self._waiting))
+            return [self._waiting.popleft() for _ in range(count)]
+
+    def _answer(self, batch: list[Request]) -> None:
         try:
             waveforms = self._decode_batch([codes for codes, _ in batch])
         except Exception as error:  # noqa: BLE001 — it belongs to whoever asked

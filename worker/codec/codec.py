@@ -67,11 +67,10 @@ class Codec:
         if frames_at_once is not None and frames_at_once < least:
             raise ValueError(f"frames_at_once must be at least {least}, not {frames_at_once}")
         self._lock = threading.Lock()
-        self._queue: DecodeQueue | None = None
+        self._queue = DecodeQueue(self.decode_batch, together=self.padding_frames is not None)
         self._stream: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            self._queue = DecodeQueue(self.decode_batch)
             self._stream.wait_stream(torch.cuda.current_stream(self.device))  # for the weights
 
     @property
@@ -146,7 +145,9 @@ class Codec:
             ) from error
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turns codes into sound; on a GPU together with what other threads ask for meanwhile.
+        """Turns codes into sound, in the codec's own thread.
+
+        On a GPU, together with what other threads ask for meanwhile.
 
         Args:
             codes: [T, codebooks] integers from 0 to `codebook_size` - 1.
@@ -159,9 +160,7 @@ class Codec:
             OutOfMemory: if there is no memory for it, even in smaller pieces.
         """
         self.check(codes)
-        if self._queue is not None:
-            return self._queue.decode(codes)
-        return self.decode_batch([codes])[0]
+        return self._queue.decode(codes)
 
     def decode_batch(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """Turns several runs of codes into sound, in as few calls of the network as are worth it.
