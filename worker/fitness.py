@@ -58,16 +58,24 @@ def try_out(engine: EngineLoop, codec: Codec) -> None:
 
 
 def _check_architecture(name: str, capability: tuple[int, int], built_for: list[str]) -> None:
-    """Code for one architecture runs on the later ones of its major version."""
-    numbers = [arch.removeprefix("sm_").rstrip("af") for arch in built_for if "sm_" in arch]
-    known = sorted((int(number[:-1]), int(number[-1])) for number in numbers)
+    """Code for one architecture runs on the later ones of its major version, and what is built as
+    an intermediate language on all later ones."""
+    known, portable = _numbered(built_for, "sm_"), _numbered(built_for, "compute_")
     if any(major == capability[0] and minor <= capability[1] for major, minor in known):
+        return
+    if any(version <= capability for version in portable):
         return
     raise DeviceUnfit(
         f"{name} has compute capability {_dotted(capability)}, and this torch {torch.__version__} "
         f"was built for {', '.join(map(_dotted, known)) or 'no CUDA device'}; choose another GPU "
         "or another build of torch"
     )
+
+
+def _numbered(built_for: list[str], kind: str) -> list[tuple[int, int]]:
+    """The versions among names such as sm_90a or compute_120."""
+    names = [name.removeprefix(kind).rstrip("af") for name in built_for if name.startswith(kind)]
+    return sorted((int(name[:-1]), int(name[-1])) for name in names)
 
 
 def _dotted(capability: tuple[int, int]) -> str:
