@@ -21,9 +21,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bench.published import DAC
 from worker.codec.checkpoint import FRAMES_AT_ONCE, load_codec
 from worker.codec.codec import Codec
-from worker.codec.config import CodecConfig
 from worker.codec.network import CodecNetwork
 from worker.codec.precision import decode_error
 from worker.codec.stream import FIRST_FRAMES, PIECE_FRAMES, StreamDecoder
@@ -31,7 +31,6 @@ from worker.config import load_settings
 from worker.startup import resolve_device
 from worker.weights import find_codec, find_dia
 
-PUBLISHED = CodecConfig(64, (2, 4, 8, 8), 1536, (8, 8, 4, 2), 1024, 9, 1024, 8, 44_100)
 SECONDS = (1, 2, 5, 10, 20)
 TOGETHER, EACH = 8, 5  # rows of the batch, seconds of each
 SHORTER = 16  # frames by which each row of the ragged batch is shorter than the one before
@@ -44,7 +43,7 @@ def open_codec(random_weights: bool, device: torch.device) -> Codec:
         return load_codec(find_codec(settings, find_dia(settings, device.type == "cuda")), device)
     torch.manual_seed(0)
     with device:
-        network = CodecNetwork(PUBLISHED)
+        network = CodecNetwork(DAC)
     return Codec(network, "random", frames_at_once=FRAMES_AT_ONCE.get(device.type))
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.published import DIA
 from bench.table import finish, show, significant
-from bench.weights import FULL
 from worker.dia.config import DiaConfig, Generation
 from worker.engine.kernels.ops import ROWS, Ops, Reach
 from worker.engine.kernels.plain import plain_ops
@@ -178,7 +178,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("bench.kernels times kernels on a GPU, and this machine has none", file=sys.stderr)
         sys.exit(2)
-    config = replace(FULL, generation=arguments.generation)
+    config = replace(DIA, generation=arguments.generation)
     dtype = getattr(torch, arguments.dtype)
     plain, fused = plain_ops(config, GPU), select_ops(config, GPU, dtype)
     rows = []

@@ -18,47 +18,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench.codec import PUBLISHED
+from bench.published import DAC, DIA
 from builder.model_folder import CONFIG, write_model_folder
 from worker.codec.network import CodecNetwork
 from worker.dia.checkpoint import empty_dia
-from worker.dia.config import DecoderConfig, DiaConfig, EncoderConfig, Generation
 
 SEED = 1610
 LOUDNESS = 0.004  # of the codec's last convolution: noise at a bearable level
 KEPT_IN = Path(tempfile.gettempdir()) / "dia-bench"
 
-FULL = DiaConfig(
-    generation=Generation.JUNE,
-    encoder=EncoderConfig(
-        layers=12,
-        hidden=1024,
-        intermediate=4096,
-        heads=16,
-        head_dim=128,
-        vocabulary=256,
-        max_positions=1024,
-    ),
-    decoder=DecoderConfig(
-        layers=18,
-        hidden=2048,
-        intermediate=8192,
-        query_heads=16,
-        kv_heads=4,
-        head_dim=128,
-        cross_heads=16,
-        cross_head_dim=128,
-        channels=9,
-        vocabulary=1028,
-        max_positions=3072,
-    ),
-    delays=(0, 8, 9, 10, 11, 12, 13, 14, 15),
-)
 SMALL = replace(
-    FULL,
-    encoder=replace(FULL.encoder, layers=2, hidden=64, intermediate=256, heads=4, head_dim=16),
+    DIA,
+    encoder=replace(DIA.encoder, layers=2, hidden=64, intermediate=256, heads=4, head_dim=16),
     decoder=replace(
-        FULL.decoder,
+        DIA.decoder,
         layers=3,
         hidden=64,
         intermediate=256,
@@ -70,10 +43,10 @@ SMALL = replace(
     ),
 )
 SIZES = {  # a model with its codec
-    "full": (FULL, PUBLISHED),
+    "full": (DIA, DAC),
     "small": (
         SMALL,
-        replace(PUBLISHED, encoder_channels=8, decoder_channels=128, latent_dim=128),
+        replace(DAC, encoder_channels=8, decoder_channels=128, latent_dim=128),
     ),
 }
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.weights import FULL, random_model
+from bench.published import DIA
+from bench.weights import random_model
 from tests.models import CPU
 from worker.dia.checkpoint import load_dia
 from worker.dia.config import DiaConfig
@@ -108,7 +109,7 @@ def test_random_weights_never_end_what_they_speak(tmp_path: Path) -> None:
 
 
 def test_random_weights_of_full_size_are_as_many_as_published() -> None:
-    assert parameter_count(FULL) == 1_611_160_576
+    assert parameter_count(DIA) == 1_611_160_576
 
 
 def test_jobs_are_timed_alone_together_and_under_load(tiny_model: Path, voice_folder: Path) -> None:

@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from tests.engine.kernels.cases import FULL_SIZE
+from bench.published import DIA
 from worker.dia.config import DiaConfig, Generation
 from worker.engine.kernels.fused import fused_ops
 from worker.engine.kernels.fused_linear import TILINGS, decoder_shapes, stream_linear
@@ -151,7 +151,7 @@ def linears(dtype: torch.dtype) -> None:
     """Calls the streaming product in every tiling."""
     for tiling in TILINGS:
         for rows in (2, 16):
-            for outputs, inner in decoder_shapes(FULL_SIZE):
+            for outputs, inner in decoder_shapes(DIA):
                 x, weight = (torch.empty(count, inner, dtype=dtype) for count in (rows, outputs))
                 stream_linear(x, weight, tiling)
 
@@ -210,7 +210,7 @@ def main() -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp())
     report: dict[str, Any] = {"count": {}, "kernels": []}
     for generation in arguments.generations:
-        config = replace(FULL_SIZE, generation=Generation(generation))
+        config = replace(DIA, generation=Generation(generation))
         for name in arguments.dtypes:
             dtype = getattr(torch, name)
             launches = launches_of(config, dtype, full=True)

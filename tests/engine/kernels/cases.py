@@ -8,35 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.models import CPU
-from worker.dia.config import DecoderConfig, DiaConfig, EncoderConfig, Generation
 from worker.engine.kernels.ops import Reach
-
-FULL_SIZE = DiaConfig(
-    generation=Generation.JUNE,
-    encoder=EncoderConfig(
-        layers=12,
-        hidden=1024,
-        intermediate=4096,
-        heads=16,
-        head_dim=128,
-        vocabulary=256,
-        max_positions=1024,
-    ),
-    decoder=DecoderConfig(
-        layers=18,
-        hidden=2048,
-        intermediate=8192,
-        query_heads=16,
-        kv_heads=4,
-        head_dim=128,
-        cross_heads=16,
-        cross_head_dim=128,
-        channels=9,
-        vocabulary=1028,
-        max_positions=3072,
-    ),
-    delays=(0, 8, 9, 10, 11, 12, 13, 14, 15),
-)
 
 # The interpreter cuts what it rounds to bfloat16, and cannot multiply matrices of it.
 ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

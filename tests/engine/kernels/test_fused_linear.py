@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.engine.kernels.cases import FULL_SIZE, assert_close, random
+from bench.published import DIA
+from tests.engine.kernels.cases import assert_close, random
 from tests.models import CPU
 from worker.engine.kernels import fused_linear
 from worker.engine.kernels.fused_linear import (
@@ -33,7 +34,7 @@ def test_few_rows_are_multiplied_with_a_weight(
 
 
 def test_the_shapes_are_those_of_a_step() -> None:
-    assert decoder_shapes(FULL_SIZE) == {
+    assert decoder_shapes(DIA) == {
         (3072, 2048),
         (2048, 2048),
         (16384, 2048),
