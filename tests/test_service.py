@@ -600,14 +600,14 @@ def test_a_cancelled_job_frees_its_slots_and_leaves_no_task_behind(
         text = f"[S1] {A} {B} {C} {D} " * 3
         voice: Answer = {"voice_id": "narrator_warm", "chunk_size": 60, "max_tokens": 2000}
         task = asyncio.create_task(answer(service, text=text, temperature=0.1, **voice))
-        await until(lambda: len(engine_of(service).scheduler.running) == 4)
+        await until(lambda: len(engine_of(service).scheduler.running) >= 4)
         running = list(engine_of(service).scheduler.running.values())
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert asyncio.all_tasks() == {asyncio.current_task()}
         await until(lambda: not engine_of(service).scheduler)
-        assert [sequence.codes for sequence in running] == [None] * 4  # none went on to its end
+        assert all(sequence.codes is None for sequence in running)  # none went on to its end
         assert len((await answer(service))["chunks"]) == 1
 
     asyncio.run(watched(complaints, cancelled()))
