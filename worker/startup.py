@@ -23,7 +23,7 @@ from worker.delivery import Delivery, FittingDelivery, KeepingDelivery, bucket_o
 from worker.dia.checkpoint import load_dia
 from worker.dia.config import DiaConfig, Generation
 from worker.dia.model import DiaModel
-from worker.engine.engine import SMALL_MODEL, Engine
+from worker.engine.engine import Engine
 from worker.engine.kernels.select import select_ops
 from worker.engine.loop import EngineLoop
 from worker.engine.memory import (
@@ -32,7 +32,7 @@ from worker.engine.memory import (
     CodecSize,
     MemoryPlan,
     codec_frames_at_once,
-    parameter_count,
+    is_small,
     plan_memory,
 )
 from worker.engine.options import EngineOptions
@@ -160,8 +160,7 @@ def plan_for(
 
 def cpu_slots(config: DiaConfig) -> int:
     """How many slots a CPU gets: a large model keeps it busy with few."""
-    small = parameter_count(config) < SMALL_MODEL
-    return SLOTS_OF_A_SMALL_MODEL if small else SLOTS_OF_A_LARGE_MODEL
+    return SLOTS_OF_A_SMALL_MODEL if is_small(config) else SLOTS_OF_A_LARGE_MODEL
 
 
 def bound_codec(codec: Codec, plan: MemoryPlan) -> None:

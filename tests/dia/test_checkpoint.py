@@ -14,21 +14,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bench.published import DIA as FULL
 from tests.models import CPU, NINE_CHANNELS, random_model
 from worker.dia import checkpoint as dia_checkpoint
 from worker.dia.checkpoint import export_dia, load_dia
-from worker.dia.config import DecoderConfig, DiaConfig, EncoderConfig, Generation
 from worker.dia.layouts import Layout, pieces_of
 from worker.dia.model import DiaModel
 from worker.errors import InvalidCheckpoint
 from worker.tensors import Checkpoint
 
-FULL = DiaConfig(
-    generation=Generation.JUNE,
-    encoder=EncoderConfig(12, 1024, 4096, 16, 128, 256, 1024),
-    decoder=DecoderConfig(18, 2048, 8192, 16, 4, 128, 16, 128, 9, 1028, 3072),
-    delays=(0, 8, 9, 10, 11, 12, 13, 14, 15),
-)
 FULL_PARAMETERS = 1_611_160_576
 
 both_layouts = pytest.mark.parametrize("layout", list(Layout))

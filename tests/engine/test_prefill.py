@@ -14,8 +14,9 @@ from worker.dia.config import Generation
 from worker.dia.model import DiaModel
 from worker.dia.tokenizer import encode_text
 from worker.engine.engine import Engine
+from worker.engine.memory import AT_ONCE
 from worker.engine.options import EngineOptions
-from worker.engine.prefill import AT_ONCE, PromptCache
+from worker.engine.prefill import PromptCache
 from worker.engine.runner import Runner
 from worker.engine.sequence import SamplingParams, Sequence
 from worker.errors import OutOfMemory

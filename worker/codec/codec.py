@@ -159,7 +159,6 @@ class Codec:
             ValueError: if the codes have another shape or type, or one is out of range.
             OutOfMemory: if there is no memory for it, even in smaller pieces.
         """
-        self.check(codes)
         return self._queue.decode(codes)
 
     def decode_batch(self, rows: Sequence[Tensor]) -> list[Tensor]:

@@ -14,8 +14,8 @@ import torch
 
 from worker.dia.model import DiaModel
 from worker.engine.kernels.ops import Ops
+from worker.engine.memory import AT_ONCE, is_small
 from worker.engine.options import DEFAULTS, EngineOptions
-from worker.engine.prefill import AT_ONCE
 from worker.engine.progress import Frames, Look, SlotProgress
 from worker.engine.runner import Runner
 from worker.engine.scheduler import Scheduler
@@ -24,8 +24,6 @@ from worker.engine.step import StepShape
 from worker.errors import EngineError, OutOfMemory
 
 logger = logging.getLogger(__name__)
-
-SMALL_MODEL = 50_000_000  # parameters; on a CPU, waking a team of threads costs more than it brings
 
 
 class Engine:
@@ -59,8 +57,7 @@ class Engine:
     @property
     def prefers_one_thread(self) -> bool:
         """Whether one CPU thread decodes faster than a team."""
-        size = sum(parameter.numel() for parameter in self.runner.model.parameters())
-        return self.runner.device.type == "cpu" and size < SMALL_MODEL
+        return self.runner.device.type == "cpu" and is_small(self.config)
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence.

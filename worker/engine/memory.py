@@ -18,7 +18,8 @@ MIB, GIB = 2**20, 2**30
 FLOAT32, INT64 = 4, 8
 
 MOST_SLOTS = 32  # where the settings do not say; each slot's own speed falls with their number
-AT_ONCE = 4  # prompts that are decoded together (`engine.prefill` holds itself to as many)
+SMALL_MODEL = 50_000_000  # parameters; waking a team of threads costs more than it brings
+AT_ONCE = 4  # sequences admitted in one pass: bounds its memory, and how long others wait for it
 PROMPT_FRAMES = 896  # 10.4 s: holds the longest recording that a voice is recommended to have
 KEPT_PROMPTS = 8  # of that length: 252 MiB for Dia 1.6B in bfloat16
 CODEC_PIECE = 128 * MIB  # what the codec may use beside its weights, for each slot up to `AT_ONCE`
@@ -183,6 +184,11 @@ def _refusal(asked: MemoryPlan, fits: MemoryPlan | None, element: int, budget: B
         ways.append("a larger performance.cuda_memory_fraction")
     ways.append("a bigger card")
     return f"{what} {asked}, and {budget}; use {' or '.join(ways)}"
+
+
+def is_small(config: DiaConfig) -> bool:
+    """Whether a CPU decodes the model faster with one thread than with a team."""
+    return parameter_count(config) < SMALL_MODEL
 
 
 def parameter_count(config: DiaConfig) -> int:

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from worker.dia.model import ATTENTION_SCALE, DiaModel
 from worker.engine.cache import KVCache, PromptKV
+from worker.engine.memory import AT_ONCE
 from worker.engine.sequence import Sequence
 from worker.tensors import upload
-
-AT_ONCE = 4  # sequences admitted in one pass; bounds its memory, and how long others wait for it
 
 
 class PromptCache:

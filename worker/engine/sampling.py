@@ -16,7 +16,7 @@ from worker.dia.config import DiaConfig, Generation
 from worker.engine.random import uniform
 
 APRIL_EOS_FACTOR = 0.8
-_COLDEST = 1e-4  # divides logits where the temperature is 0 and the draw is not used
+COLDEST = 1e-4  # divides logits where the temperature is 0 and the draw is not used
 NO_CODE = -1  # what is drawn from logits that are no numbers
 _NO = float("-inf")
 _IDS = 1 << 16  # more than there are ids
@@ -95,7 +95,7 @@ class Sampler:
 
 def _draw_filtered(scores: Tensor, ids: Tensor, batch: SamplingBatch, chances: Tensor) -> Tensor:
     """Temperature, top-k, top-p, and the code in whose share of the mass the chance falls."""
-    scores = scores / batch.temperature.clamp_min(_COLDEST)[:, None, None]
+    scores = scores / batch.temperature.clamp_min(COLDEST)[:, None, None]
     order = _ordered(scores, ids)  # [N, C, K]
     values, ids = scores.gather(-1, order), ids.gather(-1, order)
     ranks = torch.arange(ids.shape[-1], device=ids.device)

@@ -59,8 +59,8 @@ class Jobs:
         job_id = _begin(job)
         given = job.get("input")
         try:
-            if openai.is_openai(given) and openai.route_of(given) == openai.MODELS:
-                yield openai.models_answer(self._service.model.name)
+            if (models := self._models(given)) is not None:
+                yield models
                 return
             request = await asyncio.to_thread(self._parse, given)
             items = self._stream(request, job_id)
@@ -76,8 +76,8 @@ class Jobs:
             yield answer
 
     async def _answer(self, job: Job, job_id: str, given: Any) -> Answer:
-        if openai.is_openai(given) and openai.route_of(given) == openai.MODELS:
-            return openai.models_answer(self._service.model.name)
+        if (models := self._models(given)) is not None:
+            return models
         # In a thread: 20 MB of base64 would hold up the other jobs.
         request = await asyncio.to_thread(self._parse, given)
         async with Progress(job) as progress:
@@ -109,6 +109,12 @@ class Jobs:
                     stream.posted()
         finally:
             await pieces.aclose()
+
+    def _models(self, given: Any) -> Answer | None:
+        """The answer to one who asks which models there are."""
+        if openai.is_openai(given) and openai.route_of(given) == openai.MODELS:
+            return openai.models_answer(self._service.model.name)
+        return None
 
     def _parse(self, given: Any) -> JobInput:
         if openai.is_openai(given):

@@ -24,6 +24,7 @@ from runpod.serverless.modules.rp_scale import JobScaler
 
 from worker.serverless.flight import Flight
 from worker.serverless.logs import current_job
+from worker.speech import end_all
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class OrderlyScaler(JobScaler):  # type: ignore[misc]  # the SDK is not typed
         """Listens for stop orders as long as there is anything to stop."""
         listening = asyncio.create_task(self._listen(session))
         await self._all_done.wait()
-        await _end(listening)
+        await end_all([listening])
 
     async def _listen(self, session: ClientSession) -> None:
         while True:
@@ -132,10 +133,4 @@ class OrderlyScaler(JobScaler):  # type: ignore[misc]  # the SDK is not typed
             await asyncio.wait({asking}, timeout=GRACE_S)
             return asking.result() if asking.done() else None
         finally:
-            await _end(asking, leaving)
-
-
-async def _end(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+            await end_all([asking, leaving])

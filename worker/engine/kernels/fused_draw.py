@@ -20,9 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from worker.dia.config import DiaConfig, Generation
-from worker.engine.sampling import APRIL_EOS_FACTOR, NO_CODE, SamplingBatch
-
-_COLDEST = 1e-4  # as in `sampling.py`
+from worker.engine.sampling import APRIL_EOS_FACTOR, COLDEST, NO_CODE, SamplingBatch
 
 
 class FusedDraw:
@@ -52,7 +50,7 @@ class FusedDraw:
             self._eos,
             self._june,
             APRIL_EOS_FACTOR,
-            _COLDEST,
+            COLDEST,
             NO_CODE,
             num_warps=8,
             enable_fp_fusion=False,  # torch rounds products before it adds to them
