@@ -33,6 +33,7 @@ from worker.settings import REPOSITORY_ROOT
 BAD = CANCELLED = FAILED_POSTS = 0.05  # of all jobs
 EVERY = 50  # jobs; after so many a worker's memory is what it stays
 JOB_S = 60.0
+LEAVING = "no more jobs are taken"  # what a worker writes when it has heard that it is to stop
 SENTENCE = "[S1] The harbor is quiet tonight, and all the boats wait for the wind. "
 MINUTE = {"text": SENTENCE * 14, "max_tokens": 430}  # 5 s a chunk of an untrained model
 
@@ -135,15 +136,19 @@ def run(soak: Soak) -> tuple[dict[str, Any], bool]:
         soak.submit()
         memory = soak.remember(first, options.jobs // 2)
         figures["rss_growth"] = round(memory[-1]["rss_mb"] / memory[0]["rss_mb"] - 1, 4)
-        first.terminate()
-        told = time.monotonic()
         running = [job for job in plane.jobs.values() if job.status == "IN_PROGRESS"]
+        told = time.monotonic()
+        first.terminate()
+        # Until it has heard, the platform may still answer the request for jobs that was open.
+        plane.wait_until(lambda: LEAVING in first.log)
+        heard = time.monotonic()
         second = soak.start("worker-2")
         soak.work(soak.options.jobs)
         figures |= {
             "running_at_sigterm": len(running),
             "exit_status": first.wait(JOB_S),
-            "taken_after_sigterm": soak.taken_by("worker-1", told),
+            "sigterm_heard_ms": round(1000 * (heard - told), 1),
+            "taken_after_sigterm": soak.taken_by("worker-1", heard),
             "seconds": round(time.monotonic() - began, 1),
         }
         figures |= cancel_a_minute(soak, second)

@@ -4,7 +4,7 @@
 
 Each call goes on where the last one stopped; `--schedule-minutes` is the length of all calls
 together, by which the learning rate falls and the adversaries join. Begin with `--start` to build
-on weights that exist.
+on weights that exist. The data stage may still be running: what it makes is taken in as it comes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from builder.train_tiny.losses import (
     mel_loss,
     reconstruction_loss,
 )
-from builder.train_tiny.recordings import Recording, read_extra, read_recordings
+from builder.train_tiny.recordings import Recording, Shards, read_extra
 from worker.codec.network import Quantized, Snake
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 PEAK_RATE, WARM_UP, HOLD = 4e-4, 200, 0.5
 RESTART_EVERY, RESTART_UNTIL = 200, 0.8  # steps; part of the run
 LARGEST_GRADIENT, LARGEST_JUDGING_GRADIENT = 1e3, 10.0
-LOG_EVERY, SAVE_EVERY_S = 100, 150.0
+LOG_EVERY, SAVE_EVERY_S = 100, 120.0
+FIRST_S, PATIENCE_S = 600.0, 120.0  # of speech to begin with; for how long it is waited for
 SMOKE_STEPS = 6
 
 
@@ -140,8 +141,8 @@ def held_out_loss(state: CodecState, crops: Crops, batches: int = 4) -> float:
     return total / batches
 
 
-def train(trainer: CodecTrainer, folder: Path) -> None:
-    """Steps until the call's time is up; saves now and then, and at the end."""
+def train(trainer: CodecTrainer, shards: Shards, folder: Path) -> None:
+    """Steps until the call's time is up; now and then saves, and looks for more recordings."""
     saved = started = time.monotonic()
     while not trainer.budget.spent:
         losses = trainer.step()
@@ -155,14 +156,25 @@ def train(trainer: CodecTrainer, folder: Path) -> None:
             )  # fmt: skip
         if time.monotonic() - saved > SAVE_EVERY_S:
             trainer.state.save(folder)
+            trainer.crops.add([one for one in shards.new() if one.use == TRAIN])
             saved = time.monotonic()
     trainer.state.save(folder)
 
 
-def run(
-    recordings: list[Recording], sizes: Sizes, device: torch.device, options: argparse.Namespace
-) -> CodecState:
+def begin_with(shards: Shards, seconds: float, patience_s: float) -> list[Recording]:
+    """The recordings that are there once there are enough, or no more patience."""
+    recordings, end = shards.new(), time.monotonic() + patience_s
+    while sum(one.seconds for one in recordings) < seconds and time.monotonic() < end:
+        time.sleep(1)
+        recordings += shards.new()
+    return recordings
+
+
+def run(sizes: Sizes, device: torch.device, options: argparse.Namespace) -> CodecState:
     """The whole stage."""
+    shards = Shards(options.data)
+    recordings = begin_with(shards, FIRST_S, 0.0 if options.smoke else PATIENCE_S)
+    recordings += read_extra(options.tools)
     state = CodecState.open(options.out, sizes, device, options.start)
     steps = SMOKE_STEPS if options.smoke else None
     budget = Budget(state.progress, options.minutes, options.schedule_minutes, steps)
@@ -172,7 +184,7 @@ def run(
     logger.info("%d recordings, %.2f h", len(training), hours)
     crops = Crops(training, sizes.crop, sizes.crops, device, seed=state.progress.step)
     trainer = CodecTrainer(state, crops, budget, options.adversaries_from, options.precision)
-    train(trainer, options.out)
+    train(trainer, shards, options.out)
     check = Crops(others, sizes.crop, sizes.crops, device, seed=0)
     logger.info("step %d: held-out mel %.3f", state.progress.step, held_out_loss(state, check))
     return state
@@ -214,8 +226,7 @@ def main() -> None:
     device = prepare_device(options.compile)
     if options.smoke:
         torch.set_num_threads(1)  # a team takes longer to wake than such a run to finish
-    recordings = [*read_recordings(options.data), *read_extra(options.tools)]
-    run(recordings, SMOKE if options.smoke else FULL, device, options)
+    run(SMOKE if options.smoke else FULL, device, options)
 
 
 if __name__ == "__main__":

@@ -35,11 +35,16 @@ class Crops:
         self, recordings: list[Recording], crop: int, count: int, device: torch.device, seed: int
     ) -> None:
         self._by_rate: dict[int, list[Recording]] = {}
-        for recording in recordings:
-            self._by_rate.setdefault(recording.rate, []).append(recording)
-        self._rates = [recording.rate for recording in recordings]
+        self._rates: list[int] = []  # of each recording
+        self.add(recordings)
         self._crop, self._count, self._device = crop, count, device
         self._chance = np.random.default_rng(seed)
+
+    def add(self, recordings: list[Recording]) -> None:
+        """Cuts these too from now on."""
+        for recording in recordings:
+            self._by_rate.setdefault(recording.rate, []).append(recording)
+            self._rates.append(recording.rate)
 
     def batch(self) -> Tensor:
         """[B, crop] float32."""

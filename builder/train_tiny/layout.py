@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from builder.train_tiny.guide import Guide, guide_for
 from builder.train_tiny.samples import Composer, Sample
 from worker.dia.config import DiaConfig
 
@@ -32,11 +33,13 @@ class Batch:
     text_lengths: Tensor  # [R]
     tokens: Tensor  # [R, N, C] read at positions 0 … N − 1
     targets: Tensor  # [R, N, C] of the positions after each; IGNORED where forced
+    guide: Guide  # where the positions should look in the text
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         tensors = (self.text, self.text_lengths, self.tokens, self.targets)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        text, lengths, tokens, targets = (each.to(device, non_blocking=True) for each in tensors)
+        return Batch(text, lengths, tokens, targets, self.guide.to(device))
 
 
 def delayed(codes: Tensor, config: DiaConfig) -> Tensor:
@@ -77,7 +80,7 @@ def collate(samples: Sequence[Sample], config: DiaConfig) -> Batch:
         tokens[row, : len(whole) - 1] = whole[:-1]
         targets[row, : len(whole) - 1] = whole.masked_fill(~chosen, IGNORED)[1:]
     lengths = torch.tensor([len(sample.text_ids) for sample in samples])
-    return Batch(text, lengths, tokens, targets)
+    return Batch(text, lengths, tokens, targets, guide_for([one.spans for one in samples], length))
 
 
 def batches(composer: Composer, config: DiaConfig, frames: int, pool: int) -> Iterator[Batch]:

@@ -24,13 +24,14 @@ from typing import Any
 import torch
 
 from builder.model_folder import CONFIG, WEIGHTS, write_model_folder
+from builder.train_tiny import guide
 from builder.train_tiny.averaging import Average
 from builder.train_tiny.budget import Budget, Progress, learning_rate
 from builder.train_tiny.codes import Corpus, read_codes
 from builder.train_tiny.config import CODEC, CODES, FULL, HELD_OUT, MODEL, SMOKE, TRAIN, Sizes
 from builder.train_tiny.layout import Batch, batches
 from builder.train_tiny.samples import Composer
-from builder.train_tiny.teaching import channel_losses, fresh_model, weighted
+from builder.train_tiny.teaching import fresh_model, losses_of, weighted
 from worker.codec.checkpoint import load_codec
 from worker.dia.checkpoint import load_dia
 from worker.dia.model import DiaModel
@@ -73,9 +74,10 @@ class ModelTrainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         with self._autocast():
-            losses = channel_losses(self.model, batch.to(self.device))
+            losses, penalty = losses_of(self.model, batch.to(self.device))
         self.optimiser.zero_grad(set_to_none=True)
-        weighted(losses).backward()  # type: ignore[no-untyped-call]
+        total = weighted(losses) + guide.weight(fraction) * penalty
+        total.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
         if torch.isfinite(norm):
             self.optimiser.step()
@@ -83,13 +85,17 @@ class ModelTrainer:
         return losses.detach()
 
     @torch.no_grad()
-    def check(self, held_out: list[Batch]) -> torch.Tensor:
-        """[C] the average's losses on sentences that it was not trained on."""
+    def check(self, held_out: list[Batch]) -> tuple[torch.Tensor, float]:
+        """[C] the average's losses on sentences that it was not trained on.
+
+        And how much of the guided heads' attention goes astray, 0 to 1.
+        """
         network = self.average.network
         assert isinstance(network, DiaModel)
         with self._autocast():
-            losses = [channel_losses(network, batch.to(self.device)) for batch in held_out]
-        return torch.stack(losses).mean(0)
+            found = [losses_of(network, batch.to(self.device)) for batch in held_out]
+        losses, astray = (torch.stack(each).mean(0) for each in zip(*found, strict=True))
+        return losses, float(astray)
 
     def save(self, folder: Path, codec: Path) -> None:
         """Writes the folder that the worker loads, and `state.pt` to go on from here."""
@@ -171,22 +177,25 @@ def train(trainer: ModelTrainer, corpus: Corpus, sizes: Sizes, folder: Path, cod
         losses = trainer.step(batch)
         if progress.step % LOG_EVERY == 0:
             pace = trainer.budget.since_start / (time.monotonic() - started)
-            _log("train", trainer, losses, pace)
+            _log(f"train, {pace:.1f}/s", trainer, losses)
         if progress.step % CHECK_EVERY == 0:
-            _log("held out", trainer, trainer.check(held_out), 0.0)
+            _log_check(trainer, held_out)
         if time.monotonic() - saved > SAVE_EVERY_S:
             trainer.save(folder, codec)
             saved = time.monotonic()
-    _log("held out", trainer, trainer.check(held_out), 0.0)
+    _log_check(trainer, held_out)
     trainer.save(folder, codec)
 
 
-def _log(what: str, trainer: ModelTrainer, losses: torch.Tensor, pace: float) -> None:
+def _log_check(trainer: ModelTrainer, held_out: list[Batch]) -> None:
+    losses, astray = trainer.check(held_out)
+    _log(f"held out, {astray:.0%} astray", trainer, losses)
+
+
+def _log(what: str, trainer: ModelTrainer, losses: torch.Tensor) -> None:
     each = " ".join(f"{loss:.3f}" for loss in losses.tolist())
     step, done = trainer.budget.progress.step, 100 * trainer.budget.fraction
-    logger.info(
-        "%d (%.0f %%, %.1f/s) %s: %.4f (%s)", step, done, pace, what, float(weighted(losses)), each
-    )
+    logger.info("%d (%.0f %%) %s: %.4f (%s)", step, done, what, float(weighted(losses)), each)
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:

@@ -64,13 +64,29 @@ def write_shard(folder: Path, number: int, spoken: Iterable[Recording]) -> float
     return seconds
 
 
+class Shards:
+    """A folder of shards that may still be growing.
+
+    Args:
+        folder: where another process may be writing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: set[Path] = set()
+
+    def new(self) -> list[Recording]:
+        """What has come since the last time, in memory: 15 hours are 2.6 GB."""
+        recordings: list[Recording] = []
+        for index in sorted(set(self._folder.glob("*.json")) - self._read):
+            recordings += _views(index, np.load(index.with_suffix(".npy")))
+            self._read.add(index)
+        return recordings
+
+
 def read_recordings(folder: Path) -> list[Recording]:
-    """All whole shards, in memory: 15 hours are 2.6 GB."""
-    recordings: list[Recording] = []
-    for index in sorted(folder.glob("*.json")):
-        samples = np.load(index.with_suffix(".npy"))
-        recordings += _views(index, samples)
-    return recordings
+    """All whole shards."""
+    return Shards(folder).new()
 
 
 def read_extra(tools: Path) -> list[Recording]:

@@ -8,13 +8,15 @@ their voices known are a prompt, whose codes are given and not predicted.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from builder.train_tiny.codes import Corpus, Utterance
 from builder.train_tiny.config import FEMALE, MALE
+from builder.train_tiny.guide import Span
 from worker.dia.tokenizer import PAD_ID, encode_text
 
 USUAL_VOICES = 2 / 3  # part of the samples
@@ -34,6 +36,7 @@ class Sample:
     text_ids: list[int]
     codes: NDArray[np.int16]  # [F, C], the prompt first
     prompt_frames: int
+    spans: list[Span] = field(default_factory=list)  # of its sentences; none without text
 
     @property
     def frames(self) -> int:
@@ -68,7 +71,8 @@ class Composer:
         voices, prompt = self._cast()
         count = chance.randint(1, MOST_SENTENCES)
         turns = [*prompt, *self._turns(count, prompt[-1] if prompt else "")]
-        spoken: list[tuple[str, Utterance]] = []
+        spoken: list[tuple[str, str]] = []
+        where: list[tuple[int, int]] = []  # the sentences' frames
         pieces: list[NDArray[np.int16]] = []
         frames = prompt_frames = 0
         for index, speaker in enumerate(turns):
@@ -78,14 +82,25 @@ class Composer:
             if pieces and frames + added > self._max_frames:
                 break
             pieces += [pause, utterance.codes]
-            spoken.append((speaker, utterance))
+            spoken.append((speaker, utterance.text))
+            where.append((frames + len(pause), frames + added))
             frames += added
             # The pause behind a prompt is predicted. A sample that is nothing but prompt is none.
             prompt_frames = frames if index == len(prompt) - 1 else prompt_frames
         if len(spoken) <= len(prompt):
             prompt_frames = 0
-        text = self._text([(speaker, utterance.text) for speaker, utterance in spoken])
-        return Sample(self._ids(text), np.concatenate(pieces), prompt_frames)
+        text = render(spoken, closing=chance.random() < CLOSING_TAG)
+        ids, codes = encode_text(text, self._max_bytes), np.concatenate(pieces)
+        if chance.random() < TEXTLESS:
+            # The reference's row without text is as long as the one with it, and all zero.
+            return Sample([PAD_ID] * len(ids), codes, prompt_frames)
+        spans = [
+            Span(*said, *frames_said)
+            for said, frames_said in zip(
+                locate(text, [said for _, said in spoken]), where, strict=True
+            )
+        ]
+        return Sample(ids, codes, prompt_frames, spans)
 
     def _cast(self) -> tuple[dict[str, str], list[str]]:
         """Who speaks, and whose sentences make the prompt."""
@@ -117,14 +132,6 @@ class Composer:
         start = self._chance.randrange(max(1, len(self._silence) - length))
         return self._silence[start : start + length]
 
-    def _text(self, spoken: list[tuple[str, str]]) -> str:
-        return render(spoken, closing=self._chance.random() < CLOSING_TAG)
-
-    def _ids(self, text: str) -> list[int]:
-        ids = encode_text(text, self._max_bytes)
-        # The reference's row without text is as long as the one with it, and all zero.
-        return [PAD_ID] * len(ids) if self._chance.random() < TEXTLESS else ids
-
 
 def render(spoken: list[tuple[str, str]], closing: bool) -> str:
     """The text of (speaker, sentence) in order, as `worker.text.model_text` writes it.
@@ -139,3 +146,14 @@ def render(spoken: list[tuple[str, str]], closing: bool) -> str:
             turns.append((speaker, sentence))
     text = " ".join(f"[{speaker}] {sentence}" for speaker, sentence in turns)
     return f"{text} [{turns[-2][0]}]" if closing and len(turns) > 1 else text
+
+
+def locate(text: str, sentences: Sequence[str]) -> list[tuple[int, int]]:
+    """First and last byte, exclusive, of each sentence in the ids of the text that they make."""
+    found, start = [], 0
+    for sentence in sentences:
+        start = text.index(sentence, start)
+        first = len(encode_text(text[:start])) if start else 0
+        start += len(sentence)
+        found.append((first, len(encode_text(text[:start]))))
+    return found

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from builder.train_tiny.attend import hidden_states
+from builder.train_tiny.attend import guided_states
 from builder.train_tiny.layout import IGNORED, Batch
 from worker.dia.config import DiaConfig
 from worker.dia.model import DiaModel
@@ -60,14 +60,15 @@ def _soften_attention(model: DiaModel) -> None:
         soften(f"{at}.cross_attention.key_value.weight", cross, decoder.cross_head_dim)
 
 
-def channel_losses(model: DiaModel, batch: Batch) -> Tensor:
-    """[C] mean cross-entropy of what each channel predicts, in nats."""
-    logits = model.logits(hidden_states(model, batch))  # [R, N, C, V]
+def losses_of(model: DiaModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """[C] mean cross-entropy of what each channel predicts, in nats; and the guide's penalty."""
+    hidden, penalty = guided_states(model, batch)
+    logits = model.logits(hidden)  # [R, N, C, V]
     each = F.cross_entropy(
         logits.flatten(0, 2), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(batch.targets)
     counted = (batch.targets != IGNORED).sum((0, 1)).clamp_min(1)
-    return each.sum((0, 1)) / counted
+    return each.sum((0, 1)) / counted, penalty
 
 
 def weighted(losses: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from torch import Tensor
 from builder.train_tiny.attend import encode_texts, hidden_states
 from builder.train_tiny.codes import Corpus, Utterance
 from builder.train_tiny.config import FEMALE, MALE, SMOKE, TRAIN
+from builder.train_tiny.guide import Span, guide_for, weight
 from builder.train_tiny.layout import IGNORED, collate, delayed, length_of, predicted
-from builder.train_tiny.samples import Composer, Sample, render
-from builder.train_tiny.teaching import fresh_model
+from builder.train_tiny.samples import Composer, Sample, locate, render
+from builder.train_tiny.teaching import fresh_model, losses_of
 from tests.models import shape_for
 from worker.dia.delay import UNKNOWN, delay_prompt
 from worker.dia.model import DiaModel
@@ -170,6 +171,60 @@ def composer(seed: int) -> Composer:
         for index in range(4)
     ]
     return Composer(Corpus(utterances, codes_of(40)), 400, 1024, random.Random(seed))
+
+
+def test_a_sentence_is_looked_for_where_it_stands_in_the_text() -> None:
+    spoken = [("S1", "One. Two."), ("S1", "Two."), ("S2", "One. Two.")]
+    text = render(spoken, closing=True)
+    ids = encode_text(text)
+    found = [
+        bytes(ids[first:last]).decode() for first, last in locate(text, [b for _, b in spoken])
+    ]
+    assert found == ["One. Two.", "Two.", "One. Two."]
+
+
+def test_every_frame_of_a_sentence_is_guided_to_its_bytes_and_no_pause_is() -> None:
+    made = composer(5)
+    samples = [made.compose() for _ in range(40)]
+    guide = collate(samples, CONFIG).guide
+    for row, sample in enumerate(samples):
+        assert bool(sample.spans) == any(sample.text_ids)
+        guided = guide.centre[row] >= 0
+        assert int(guided.sum()) == sum(one.last_frame - one.first_frame for one in sample.spans)
+        for span in sample.spans:
+            looked = guide.centre[row, span.first_frame : span.last_frame]
+            assert (looked.diff() > 0).all()
+            assert span.first_byte < float(looked[0])
+            assert float(looked[-1]) < span.last_byte
+            said = bytes(sample.text_ids[span.first_byte : span.last_byte]).decode()
+            assert said.endswith(f"number {span.last_frame - span.first_frame - 20}.")
+
+
+def test_attention_on_the_diagonal_costs_nothing_and_elsewhere_all() -> None:
+    guide = guide_for([[Span(2, 42, 0, 40)], []], 50)
+    diagonal = torch.zeros(2, 50, 60)
+    diagonal[:, torch.arange(40), 2 + torch.arange(40)] = 1
+    assert float(guide.penalty(diagonal)) < 0.01
+    assert float(guide.penalty(diagonal.flip(1))) > 0.5
+    assert float(guide.penalty(torch.full((2, 50, 60), 1 / 60))) > 0.5
+    assert float(guide_for([[]], 50).penalty(diagonal)) == 0
+
+
+def test_guidance_moves_the_attention_and_fades() -> None:
+    torch.manual_seed(4)
+    pupil = fresh_model(CONFIG, CPU)
+    made = composer(6)
+    batch = collate([made.compose() for _ in range(12)], CONFIG)
+    optimiser = torch.optim.Adam(pupil.parameters(), 3e-3)
+    astray = []
+    for _ in range(30):
+        _, penalty = losses_of(pupil, batch)
+        optimiser.zero_grad()
+        penalty.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        astray.append(penalty.item())
+    assert astray[-1] < 0.7 * astray[0]
+    assert weight(0) > weight(0.2) > weight(0.9) == 0
 
 
 def test_samples_are_prompted_and_textless_as_often_as_the_recipe_says() -> None:

@@ -36,14 +36,19 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def codec_options(tmp_path_factory: pytest.TempPathFactory) -> codec.argparse.Namespace:
-    out = tmp_path_factory.mktemp("codec")
-    return codec.arguments(["--smoke", "--out", str(out), "--tools", str(out)])
+def codec_options(
+    recorded: Path, tmp_path_factory: pytest.TempPathFactory
+) -> codec.argparse.Namespace:
+    return codec_arguments(recorded, tmp_path_factory.mktemp("codec"))
+
+
+def codec_arguments(recorded: Path, out: Path) -> codec.argparse.Namespace:
+    return codec.arguments(["--smoke", f"--data={recorded}", f"--out={out}", f"--tools={out}"])
 
 
 @pytest.fixture(scope="module")
-def trained_codec(recorded: Path, codec_options: codec.argparse.Namespace) -> CodecState:
-    return codec.run(read_recordings(recorded), SMOKE, CPU, codec_options)
+def trained_codec(codec_options: codec.argparse.Namespace) -> CodecState:
+    return codec.run(SMOKE, CPU, codec_options)
 
 
 @pytest.fixture(scope="module")
@@ -99,23 +104,56 @@ def test_the_files_of_the_codec_are_in_half_precision(codec_folder: Path) -> Non
 
 @pytest.mark.parametrize("carried", [False, True], ids=["same machine", "another machine"])
 def test_a_second_call_of_the_codec_goes_on_at_the_step(
-    trained_codec: CodecState,
-    codec_options: codec.argparse.Namespace,
-    recorded: Path,
-    tmp_path: Path,
-    carried: bool,
+    trained_codec: CodecState, recorded: Path, tmp_path: Path, carried: bool
 ) -> None:
     trained_codec.save(tmp_path)
     if carried:
         (tmp_path / "state.pt").unlink()
-    options = codec.arguments(["--smoke", "--out", str(tmp_path), "--tools", str(tmp_path)])
     opened = CodecState.open(tmp_path, SMOKE, CPU, None)
     expected = dict(trained_codec.network.named_parameters())
     for name, parameter in opened.network.named_parameters():
         assert torch.allclose(parameter, expected[name], atol=1e-2, rtol=1e-2), name
     before = opened.progress.step
-    after = codec.run(read_recordings(recorded), SMOKE, CPU, options).progress.step
+    after = codec.run(SMOKE, CPU, codec_arguments(recorded, tmp_path)).progress.step
     assert after == before + codec.SMOKE_STEPS
+
+
+def test_the_codec_takes_in_what_is_spoken_while_it_learns(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    first, *others = sorted(recorded.glob("*.json"))
+
+    def arrive(index: Path) -> None:
+        for file in (index.with_suffix(".npy"), index):
+            (folder / file.name).write_bytes(file.read_bytes())
+
+    arrive(first)
+    seen = []
+    monkeypatch.setattr(codec, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(codec.CodecState, "save", lambda *_: [arrive(each) for each in others])
+    monkeypatch.setattr(codec.Crops, "add", lambda _, more: seen.append(len(more)))
+    monkeypatch.setattr(codec.Crops, "batch", lambda _: torch.zeros(SMOKE.crops, SMOKE.crop))
+    codec.run(SMOKE, CPU, codec_arguments(folder, tmp_path))
+    training = sum(one.use == TRAIN for one in read_recordings(recorded))
+    assert 0 < seen[0] < training
+    assert sum(seen[:2]) == training
+    assert not any(seen[2 : codec.SMOKE_STEPS])
+
+
+def test_the_codec_waits_for_the_first_recordings(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = sorted(recorded.iterdir())
+
+    def wait(_: float) -> None:
+        for file in every:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+
+    monkeypatch.setattr(codec.time, "sleep", wait)
+    found = codec.begin_with(codec.Shards(tmp_path), 1.0, patience_s=60.0)
+    assert len(found) == len(read_recordings(recorded))
 
 
 def test_the_codec_learns_a_batch_by_heart(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +214,7 @@ def test_the_model_learns_a_batch_by_heart(corpus: Corpus, monkeypatch: pytest.M
 def test_a_fresh_model_knows_nothing_and_says_so(corpus: Corpus) -> None:
     torch.manual_seed(0)
     trainer = ModelTrainer(fresh_model(SMOKE.dia, CPU), Budget(Progress(), 1.0, 1.0, steps=1))
-    loss = trainer.check(list(islice(batches_of(corpus.only(TRAIN), SMOKE, 3), 1)))
+    loss, _ = trainer.check(list(islice(batches_of(corpus.only(TRAIN), SMOKE, 3), 1)))
     assert float(weighted(loss)) == pytest.approx(np.log(1028), rel=0.15)
 
 
