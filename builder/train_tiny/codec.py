@@ -52,6 +52,7 @@ class CodecTrainer:
         adversaries_from: part of the run after which the discriminators join.
         precision: of the codec on a GPU, `tf32` or `bf16`; the discriminators take bf16 there,
             and the quantizer and all spectra float32 everywhere.
+        only_decoder: leaves encoder and codebooks, and thereby all codes, as they are.
     """
 
     def __init__(
@@ -61,12 +62,16 @@ class CodecTrainer:
         budget: Budget,
         adversaries_from: float,
         precision: str = "tf32",
+        only_decoder: bool = False,
     ) -> None:
         self.state, self.crops, self.budget = state, crops, budget
         self.watch = CodebookWatch(state.network)
         self._adversaries_from = adversaries_from
         self._gpu = state.device.type == "cuda"
         self._half = self._gpu and precision == "bf16"
+        self._only_decoder = only_decoder
+        for part in (state.network.encoder, state.network.quantizer):
+            part.requires_grad_(not only_decoder)
 
     def step(self) -> dict[str, Tensor]:
         """One batch; returns the losses."""
@@ -79,7 +84,8 @@ class CodecTrainer:
             losses |= self._judge(made, real, rate)
         descend(state.network, state.optimiser, _total(losses), rate, LARGEST_GRADIENT)
         self.watch.count(quantized)
-        if step % RESTART_EVERY == 0 and fraction < RESTART_UNTIL:
+        restarts = fraction < RESTART_UNTIL and not self._only_decoder
+        if restarts and step % RESTART_EVERY == 0:
             self.watch.restart(quantized)
         state.average.update(state.network, step)
         return {name: loss.detach() for name, loss in losses.items()}
@@ -121,7 +127,7 @@ def descend(
     loss.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(network.parameters(), largest)
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("pace", 1.0)
     if torch.isfinite(norm):
         optimiser.step()
 
@@ -183,7 +189,9 @@ def run(sizes: Sizes, device: torch.device, options: argparse.Namespace) -> Code
     hours = sum(recording.seconds for recording in training) / 3600
     logger.info("%d recordings, %.2f h", len(training), hours)
     crops = Crops(training, sizes.crop, sizes.crops, device, seed=state.progress.step)
-    trainer = CodecTrainer(state, crops, budget, options.adversaries_from, options.precision)
+    trainer = CodecTrainer(
+        state, crops, budget, options.adversaries_from, options.precision, options.only_decoder
+    )
     train(trainer, shards, options.out)
     check = Crops(others, sizes.crop, sizes.crops, device, seed=0)
     logger.info("step %d: held-out mel %.3f", state.progress.step, held_out_loss(state, check))
@@ -201,6 +209,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--schedule-minutes", type=float, default=27.0, help="of all calls")
     parser.add_argument("--adversaries-from", type=float, default=0.3, help="part of the run")
     parser.add_argument("--precision", choices=("tf32", "bf16"), default="tf32")
+    parser.add_argument("--only-decoder", action="store_true", help="all codes stay as they are")
     parser.add_argument("--compile", action="store_true", help="fuse the Snake activation")
     parser.add_argument("--smoke", action="store_true", help="a few steps at the least size")
     return parser.parse_args(given)

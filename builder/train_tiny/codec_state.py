@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 AVERAGE_DECAY, AVERAGE_EVERY = 0.9995, 10
 BETAS = (0.8, 0.99)
+DECODER_PACE = 2.5  # its rate by that of the rest: codebooks break at what a decoder learns best at
 FINAL, RESUME, STATE = "final", "resume", "state.pt"
 DISCRIMINATORS, PROGRESS = "discriminators.safetensors", "progress.json"
 
@@ -46,8 +47,13 @@ class CodecState:
         self.average = Average(copy.deepcopy(network).to(device), AVERAGE_DECAY, AVERAGE_EVERY)
         self.network = with_weight_norm(network.to(device))
         self.discriminators = Discriminators(sizes).to(device)
-        self.optimiser = _optimiser(self.network)
-        self.judging = _optimiser(self.discriminators)
+        coding = [*self.network.encoder.parameters(), *self.network.quantizer.parameters()]
+        groups: list[dict[str, Any]] = [
+            {"params": coding},
+            {"params": list(self.network.decoder.parameters()), "pace": DECODER_PACE},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
+        self.judging = torch.optim.AdamW(self.discriminators.parameters(), lr=0.0, betas=BETAS)
 
     @classmethod
     def open(
@@ -110,10 +116,6 @@ def with_weight_norm(network: CodecNetwork) -> CodecNetwork:
 
 def _network(path: Path) -> CodecNetwork:
     return load_codec(path, torch.device("cpu")).network.train()
-
-
-def _optimiser(network: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(network.parameters(), lr=0.0, betas=BETAS)
 
 
 def _halved(network: nn.Module) -> dict[str, Tensor]:

@@ -16,10 +16,10 @@ from builder.train_tiny.config import SAMPLE_RATE
 from worker.codec.network import Quantized
 
 MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
-STFT_WINDOWS = (512, 2048)
-FLOOR = 1e-5  # under the logarithm
+STFT_WINDOWS = (512, 1024, 2048, 4096)  # the last parts the harmonics of a low voice
+FLOOR, STFT_FLOOR = 1e-5, 1e-4  # under the logarithm
 
-MEL_WEIGHT, COMMITMENT_WEIGHT, FEATURE_WEIGHT = 15.0, 0.25, 2.0
+MEL_WEIGHT, STFT_WEIGHT, COMMITMENT_WEIGHT, FEATURE_WEIGHT = 8.0, 4.0, 0.25, 2.0
 
 
 def spectrum(waveform: Tensor, window: int) -> Tensor:
@@ -63,12 +63,17 @@ def mel_loss(made: Tensor, wanted: Tensor) -> Tensor:
 
 
 def stft_loss(made: Tensor, wanted: Tensor) -> Tensor:
-    """Distance of spectra, linear and logarithmic, summed over the windows; both [B, N]."""
+    """Distance of spectra, summed over the windows; both [B, N].
+
+    Of each, the logarithmic distance, and the linear one relative to what is wanted, which the loud
+    parts decide: there the harmonics are.
+    """
     total = made.new_zeros(())
     for window in STFT_WINDOWS:
         a, b = magnitude(made, window), magnitude(wanted, window)
-        logs = F.l1_loss(a.clamp_min(FLOOR).log10(), b.clamp_min(FLOOR).log10())
-        total = total + logs + F.l1_loss(a, b)
+        logs = F.l1_loss(a.clamp_min(STFT_FLOOR).log(), b.clamp_min(STFT_FLOOR).log())
+        relative = torch.linalg.norm(a - b) / torch.linalg.norm(b).clamp_min(1e-3)
+        total = total + logs / 2 + relative
     return total
 
 
@@ -84,7 +89,7 @@ def reconstruction_loss(made: Tensor, wanted: Tensor, quantized: Quantized) -> d
     """The parts that need no discriminator, weighted; waveforms [B, N]."""
     return {
         "mel": MEL_WEIGHT * mel_loss(made, wanted),
-        "stft": stft_loss(made, wanted),
+        "stft": STFT_WEIGHT * stft_loss(made, wanted),
         "l1": F.l1_loss(made, wanted),
         "codebook": codebook_loss(quantized),
     }

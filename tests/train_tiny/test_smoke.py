@@ -170,6 +170,23 @@ def test_the_codec_learns_a_batch_by_heart(recorded: Path, monkeypatch: pytest.M
     assert mels[-1] < 0.7 * mels[0]
 
 
+def test_codes_stay_as_they_are_where_only_the_decoder_learns(
+    trained_codec: CodecState, recorded: Path, tmp_path: Path
+) -> None:
+    trained_codec.save(tmp_path)
+    options = codec_arguments(recorded, tmp_path)
+    after = codec.run(
+        SMOKE, CPU, codec.argparse.Namespace(**{**vars(options), "only_decoder": True})
+    )
+    before = dict(trained_codec.network.named_parameters())
+    changed = {
+        name.partition(".")[0]
+        for name, parameter in after.network.named_parameters()
+        if not torch.equal(parameter, before[name])
+    }
+    assert changed == {"decoder"}
+
+
 def test_codes_survive_their_files(corpus: Corpus, tmp_path: Path) -> None:
     write_codes(tmp_path, corpus)
     again = read_codes(tmp_path)
