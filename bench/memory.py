@@ -21,14 +21,8 @@ import torch
 
 from bench.subject import parser_for, random_prompt, settings_for, text_of
 from bench.table import finish, show, significant
-from worker.engine.memory import (
-    AT_ONCE,
-    PROMPT_FRAMES,
-    CodecSize,
-    MemoryPlan,
-    longest_prompt,
-    plan_memory,
-)
+from worker.engine.footprint import AT_ONCE, PROMPT_FRAMES, longest_prompt
+from worker.engine.memory import CodecSize, MemoryPlan, plan_memory
 from worker.engine.sequence import Sequence
 from worker.schema import parse_job
 from worker.service import Service

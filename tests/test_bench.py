@@ -17,7 +17,7 @@ from bench.weights import random_model
 from tests.models import CPU
 from worker.dia.checkpoint import load_dia
 from worker.dia.config import DiaConfig
-from worker.engine.memory import parameter_count
+from worker.engine.footprint import parameter_count
 
 ROOT = Path(__file__).parents[1]
 PLACE = {"bench", "device", "cpu_threads", "torch", "dtype", "model"}

@@ -24,17 +24,10 @@ from worker.dia.checkpoint import load_dia
 from worker.dia.config import DiaConfig, Generation
 from worker.dia.model import DiaModel
 from worker.engine.engine import Engine
+from worker.engine.footprint import PROMPT_FRAMES, codec_frames_at_once, is_small
 from worker.engine.kernels.select import select_ops
 from worker.engine.loop import EngineLoop
-from worker.engine.memory import (
-    PROMPT_FRAMES,
-    Budget,
-    CodecSize,
-    MemoryPlan,
-    codec_frames_at_once,
-    is_small,
-    plan_memory,
-)
+from worker.engine.memory import Budget, CodecSize, MemoryPlan, plan_memory
 from worker.engine.options import EngineOptions
 from worker.errors import InvalidCheckpoint, InvalidConfig
 from worker.fitness import check_device, try_out

@@ -28,21 +28,16 @@ from worker.dia.checkpoint import empty_dia
 from worker.dia.config import DiaConfig, Generation
 from worker.engine import prefill
 from worker.engine.engine import Engine
-from worker.engine.memory import (
+from worker.engine.footprint import (
     AT_ONCE,
-    CODEC_PIECE,
-    GIB,
     PROMPT_FRAMES,
-    Budget,
-    CodecSize,
-    MemoryPlan,
     codec_frame,
     codec_frames_at_once,
     longest_prompt,
     parameter_count,
-    plan_memory,
     prefill_positions,
 )
+from worker.engine.memory import CODEC_PIECE, GIB, Budget, CodecSize, MemoryPlan, plan_memory
 from worker.engine.options import EngineOptions
 from worker.engine.sequence import SamplingParams, Sequence
 from worker.errors import InvalidConfig, InvalidInput

@@ -14,7 +14,7 @@ from worker.dia.config import Generation
 from worker.dia.model import DiaModel
 from worker.dia.tokenizer import encode_text
 from worker.engine.engine import Engine
-from worker.engine.memory import AT_ONCE
+from worker.engine.footprint import AT_ONCE
 from worker.engine.options import EngineOptions
 from worker.engine.prefill import PromptCache
 from worker.engine.runner import Runner

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worker.dia.config import DiaConfig
-from worker.engine.kernels.ops import ROWS
+from worker.engine.footprint import ROWS
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import torch
 
 from worker.dia.model import DiaModel
+from worker.engine.footprint import AT_ONCE, is_small
 from worker.engine.kernels.ops import Ops
-from worker.engine.memory import AT_ONCE, is_small
 from worker.engine.options import DEFAULTS, EngineOptions
 from worker.engine.progress import Frames, Look, SlotProgress
 from worker.engine.runner import Runner

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worker.dia.model import ATTENTION_SCALE, DiaModel
 from worker.engine.cache import KVCache, PromptKV
-from worker.engine.memory import AT_ONCE
+from worker.engine.footprint import AT_ONCE
 from worker.engine.sequence import Sequence
 from worker.tensors import upload
 

@@ -13,7 +13,8 @@ from worker.dia.config import Generation
 from worker.dia.layers import RMSNorm
 from worker.dia.model import DiaModel
 from worker.engine.cache import KVCache
-from worker.engine.kernels.ops import ROWS, Ops, Reach
+from worker.engine.footprint import ROWS
+from worker.engine.kernels.ops import Ops, Reach
 from worker.engine.state import SlotState
 
 

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from worker.engine.kernels.ops import ROWS, Reach
+from worker.engine.footprint import ROWS
+from worker.engine.kernels.ops import Reach
 
 _WIDE = 8  # warps that read 2048 numbers of two bytes with one load a thread
 _SWIGLU_BLOCK = 512

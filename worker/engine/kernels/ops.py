@@ -13,9 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from worker.engine.footprint import ROWS
 from worker.engine.sampling import SamplingBatch
-
-ROWS = 2  # of a slot: without and with its text
 
 
 class Reach:

@@ -13,7 +13,8 @@ from torch import Tensor
 from worker.dia.config import DiaConfig
 from worker.dia.layers import rms_norm, rotate
 from worker.dia.model import ATTENTION_SCALE
-from worker.engine.kernels.ops import ROWS, Ops, Reach
+from worker.engine.footprint import ROWS
+from worker.engine.kernels.ops import Ops, Reach
 from worker.engine.sampling import Sampler
 
 

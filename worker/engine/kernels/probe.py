@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from worker.dia.config import DiaConfig, Generation
-from worker.engine.kernels.ops import ROWS, Ops, Reach
+from worker.engine.footprint import ROWS
+from worker.engine.kernels.ops import Ops, Reach
 from worker.engine.sampling import SamplingBatch
 
 Comparison = Callable[[Ops, Ops], str | None]
