@@ -25,12 +25,11 @@ class BatchPass:
     Args:
         keys_values: of each decoder layer, keys and values [R, S, heads, D] of the texts.
         real: [R, S] bool, which of the texts' positions are no padding.
-        guide: where to look; what one head of each layer but the first makes of it is kept in
-            `penalties`. Without it nothing is kept.
+        guide: where to look; `astray` tells how far one head of each layer but the first does not.
     """
 
     def __init__(
-        self, keys_values: Iterator[tuple[Tensor, Tensor]], real: Tensor, guide: Guide | None = None
+        self, keys_values: Iterator[tuple[Tensor, Tensor]], real: Tensor, guide: Guide
     ) -> None:
         def heads_first(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
             return key.transpose(1, 2), value.transpose(1, 2)
@@ -38,7 +37,7 @@ class BatchPass:
         self._text = list(starmap(heads_first, keys_values))
         self._mask = real[:, None, None]  # [R, 1, 1, S]
         self._guide = guide
-        self.penalties: list[Tensor] = []
+        self.astray: list[Tensor] = []  # of each guided layer
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
@@ -50,10 +49,10 @@ class BatchPass:
     def cross_attention(self, layer: int, q: Tensor) -> Tensor:
         k, v = self._text[layer]
         q = q.transpose(1, 2)
-        if self._guide is not None and layer > 0:
+        if layer > 0:
             scores = q[:, HEAD] @ k[:, HEAD].transpose(1, 2) * ATTENTION_SCALE  # [R, N, S]
             seen = scores.float().masked_fill(~self._mask[:, 0], float("-inf")).softmax(-1)
-            self.penalties.append(self._guide.penalty(seen))
+            self.astray.append(self._guide.astray(seen))
         mask = self._mask.expand(-1, -1, q.shape[2], -1)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=ATTENTION_SCALE)
         return attended.transpose(1, 2)
@@ -80,21 +79,15 @@ def _encode_layer(layer: EncoderLayer, x: Tensor, rotary: Tensor, mask: Tensor) 
     return residual
 
 
-def hidden_states(model: DiaModel, batch: Batch) -> Tensor:
-    """[R, N, H] of the decoder, for every position of a batch at once."""
-    return _decode(model, batch, None)[0]
+def hidden_states(model: DiaModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What the decoder makes of a batch, all positions at once.
 
-
-def guided_states(model: DiaModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The same, and how much the guided heads look elsewhere than the batch's guide says."""
-    hidden, penalties = _decode(model, batch, batch.guide)
-    return hidden, torch.stack(penalties).mean() if penalties else hidden.new_zeros(())
-
-
-def _decode(model: DiaModel, batch: Batch, guide: Guide | None) -> tuple[Tensor, list[Tensor]]:
+    Returns:
+        Hidden states [R, N, H], and the part of the guided heads' attention that goes astray.
+    """
     places = torch.arange(batch.text.shape[1], device=batch.text.device)
     real = places < batch.text_lengths.unsqueeze(1)
     encoded = encode_texts(model, batch.text, real)
-    attend = BatchPass(model.text_keys_values(encoded), real, guide)
+    attend = BatchPass(model.text_keys_values(encoded), real, batch.guide)
     positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-    return model.decode(batch.tokens, positions, attend), attend.penalties
+    return model.decode(batch.tokens, positions, attend), torch.stack(attend.astray).mean()

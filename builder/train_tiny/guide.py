@@ -17,7 +17,7 @@ from torch import Tensor
 
 NARROWEST, SHARE = 2.5, 0.07  # width of the band: bytes, and part of the sentence's bytes
 HEAD = 0  # of each layer but the first
-WEIGHT, FADED = 2.0, 0.4  # of the loss at first; part of the run after which it is nothing
+WEIGHT, FADED = 0.4, 0.4  # of the loss at first; part of the run after which it is nothing
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Guide:
             self.centre.to(device, non_blocking=True), self.width.to(device, non_blocking=True)
         )
 
-    def penalty(self, weights: Tensor) -> Tensor:
-        """How much of the attention [R, N, S] lies off the diagonal, 0 to 1."""
+    def astray(self, weights: Tensor) -> Tensor:
+        """How much of the attention [R, N, S] lies off the diagonal, 0 to 1; the loss's penalty."""
         places = torch.arange(weights.shape[-1], device=weights.device)
         apart = (places - self.centre.unsqueeze(-1)) / self.width.unsqueeze(-1)
         off = (weights.float() * (1 - torch.exp(-apart.square() / 2))).sum(-1)

@@ -74,9 +74,9 @@ class ModelTrainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         with self._autocast():
-            losses, penalty = losses_of(self.model, batch.to(self.device))
+            losses, astray = losses_of(self.model, batch.to(self.device))
         self.optimiser.zero_grad(set_to_none=True)
-        total = weighted(losses) + guide.weight(fraction) * penalty
+        total = weighted(losses) + guide.weight(fraction) * astray
         total.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
         if torch.isfinite(norm):

@@ -94,12 +94,8 @@ class Composer:
         if chance.random() < TEXTLESS:
             # The reference's row without text is as long as the one with it, and all zero.
             return Sample([PAD_ID] * len(ids), codes, prompt_frames)
-        spans = [
-            Span(*said, *frames_said)
-            for said, frames_said in zip(
-                locate(text, [said for _, said in spoken]), where, strict=True
-            )
-        ]
+        bytes_of = locate(text, [sentence for _, sentence in spoken])
+        spans = [Span(*said, *heard) for said, heard in zip(bytes_of, where, strict=True)]
         return Sample(ids, codes, prompt_frames, spans)
 
     def _cast(self) -> tuple[dict[str, str], list[str]]:

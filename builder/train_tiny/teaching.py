@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from builder.train_tiny.attend import guided_states
+from builder.train_tiny.attend import hidden_states
 from builder.train_tiny.layout import IGNORED, Batch
 from worker.dia.config import DiaConfig
 from worker.dia.model import DiaModel
@@ -61,14 +61,14 @@ def _soften_attention(model: DiaModel) -> None:
 
 
 def losses_of(model: DiaModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """[C] mean cross-entropy of what each channel predicts, in nats; and the guide's penalty."""
-    hidden, penalty = guided_states(model, batch)
+    """[C] mean cross-entropy of what each channel predicts, in nats; and the attention astray."""
+    hidden, astray = hidden_states(model, batch)
     logits = model.logits(hidden)  # [R, N, C, V]
     each = F.cross_entropy(
         logits.flatten(0, 2), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(batch.targets)
     counted = (batch.targets != IGNORED).sum((0, 1)).clamp_min(1)
-    return each.sum((0, 1)) / counted, penalty
+    return each.sum((0, 1)) / counted, astray
 
 
 def weighted(losses: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def test_teacher_forced_logits_are_those_of_the_engines_steps(model: DiaModel, p
     with torch.inference_mode():
         # Three rows of different lengths, so that padding of texts and of frames takes part.
         batch = collate([sample, neighbour, silent], CONFIG)
-        forced = model.logits(hidden_states(model, batch))
+        forced = model.logits(hidden_states(model, batch)[0])
     _, logits = run_engine(model, sample)
     steps = slice(prompt, prompt + logits.shape[1])
     assert torch.allclose(forced[0, steps], logits[1], atol=2e-4)
@@ -204,10 +204,10 @@ def test_attention_on_the_diagonal_costs_nothing_and_elsewhere_all() -> None:
     guide = guide_for([[Span(2, 42, 0, 40)], []], 50)
     diagonal = torch.zeros(2, 50, 60)
     diagonal[:, torch.arange(40), 2 + torch.arange(40)] = 1
-    assert float(guide.penalty(diagonal)) < 0.01
-    assert float(guide.penalty(diagonal.flip(1))) > 0.5
-    assert float(guide.penalty(torch.full((2, 50, 60), 1 / 60))) > 0.5
-    assert float(guide_for([[]], 50).penalty(diagonal)) == 0
+    assert float(guide.astray(diagonal)) < 0.01
+    assert float(guide.astray(diagonal.flip(1))) > 0.5
+    assert float(guide.astray(torch.full((2, 50, 60), 1 / 60))) > 0.5
+    assert float(guide_for([[]], 50).astray(diagonal)) == 0
 
 
 def test_guidance_moves_the_attention_and_fades() -> None:
@@ -218,11 +218,11 @@ def test_guidance_moves_the_attention_and_fades() -> None:
     optimiser = torch.optim.Adam(pupil.parameters(), 3e-3)
     astray = []
     for _ in range(30):
-        _, penalty = losses_of(pupil, batch)
+        _, off = losses_of(pupil, batch)
         optimiser.zero_grad()
-        penalty.backward()  # type: ignore[no-untyped-call]
+        off.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        astray.append(penalty.item())
+        astray.append(off.item())
     assert astray[-1] < 0.7 * astray[0]
     assert weight(0) > weight(0.2) > weight(0.9) == 0
 
