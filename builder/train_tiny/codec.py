@@ -181,7 +181,7 @@ def run(sizes: Sizes, device: torch.device, options: argparse.Namespace) -> Code
     shards = Shards(options.data)
     recordings = begin_with(shards, FIRST_S, 0.0 if options.smoke else PATIENCE_S)
     recordings += read_extra(options.tools)
-    state = CodecState.open(options.out, sizes, device, options.start)
+    state = CodecState.open(options.out, sizes, device, options.start, options.fresh_decoder)
     steps = SMOKE_STEPS if options.smoke else None
     budget = Budget(state.progress, options.minutes, options.schedule_minutes, steps)
     training = [recording for recording in recordings if recording.use == TRAIN]
@@ -209,6 +209,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--schedule-minutes", type=float, default=27.0, help="of all calls")
     parser.add_argument("--adversaries-from", type=float, default=0.3, help="part of the run")
     parser.add_argument("--precision", choices=("tf32", "bf16"), default="tf32")
+    parser.add_argument("--fresh-decoder", action="store_true", help="of --start, only the codes")
     parser.add_argument("--only-decoder", action="store_true", help="all codes stay as they are")
     parser.add_argument("--compile", action="store_true", help="fuse the Snake activation")
     parser.add_argument("--smoke", action="store_true", help="a few steps at the least size")

@@ -24,7 +24,7 @@ from builder.train_tiny.codebooks import unit_normal
 from builder.train_tiny.config import Sizes
 from builder.train_tiny.discriminators import Discriminators
 from worker.codec.checkpoint import load_codec, save_codec
-from worker.codec.network import CodecNetwork
+from worker.codec.network import CodecNetwork, Decoder
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,22 @@ class CodecState:
 
     @classmethod
     def open(
-        cls, folder: Path, sizes: Sizes, device: torch.device, start: Path | None
+        cls,
+        folder: Path,
+        sizes: Sizes,
+        device: torch.device,
+        start: Path | None,
+        fresh_decoder: bool = False,
     ) -> CodecState:
-        """Goes on where the folder is; else from a codec's weights; else from nothing."""
+        """Goes on where the folder is; else from a codec's weights; else from nothing.
+
+        Args:
+            folder: that `save` writes.
+            sizes: of what is begun from nothing.
+            device: where it is trained.
+            start: weights to begin with, if the folder is empty.
+            fresh_decoder: takes the encoder and the codebooks of `start` alone.
+        """
         resume, whole = folder / RESUME, folder / STATE
         if whole.is_file():
             state = cls(sizes, device, None)
@@ -71,7 +84,10 @@ class CodecState:
             state.average.copy(_network(folder / FINAL).to(device))
             state.progress = Progress(**json.loads((resume / PROGRESS).read_text()))
         else:
-            state = cls(sizes, device, _network(start) if start else None)
+            network = _network(start) if start else None
+            if network is not None and fresh_decoder:
+                network.decoder = Decoder(network.config)
+            state = cls(sizes, device, network)
         logger.info("codec at step %d, %.1f minutes", state.progress.step, state.progress.minutes)
         return state
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from builder.train_tiny import check, codec, data, encode, model
+from builder.train_tiny.averaging import current
 from builder.train_tiny.budget import Budget, Progress
 from builder.train_tiny.codec_state import CodecState
 from builder.train_tiny.codes import Corpus, read_codes, write_codes
@@ -185,6 +186,16 @@ def test_codes_stay_as_they_are_where_only_the_decoder_learns(
         if not torch.equal(parameter, before[name])
     }
     assert changed == {"decoder"}
+
+
+def test_a_codec_may_begin_with_the_codes_of_another_and_a_decoder_of_its_own(
+    codec_folder: Path, tmp_path: Path
+) -> None:
+    given = load_codec(codec_folder, CPU).network
+    fresh = CodecState.open(tmp_path, SMOKE, CPU, codec_folder, fresh_decoder=True).network
+    for name, parameter in given.named_parameters():
+        alike = torch.allclose(current(fresh, name), parameter, atol=1e-6)
+        assert alike == (not name.startswith("decoder.") or "alpha" in name), name
 
 
 def test_codes_survive_their_files(corpus: Corpus, tmp_path: Path) -> None:
