@@ -22,6 +22,7 @@ from worker.codec.precision import with_fast_decode
 from worker.delivery import Delivery, FittingDelivery, KeepingDelivery, bucket_of_settings
 from worker.dia.checkpoint import load_dia
 from worker.dia.config import DiaConfig, Generation
+from worker.dia.layers import store_by_columns
 from worker.dia.model import DiaModel
 from worker.engine.engine import Engine
 from worker.engine.footprint import PROMPT_FRAMES, codec_frames_at_once, is_small
@@ -179,6 +180,8 @@ def _load_model(
     files: ModelFiles, config: DiaConfig, device: torch.device, dtype: torch.dtype
 ) -> tuple[DiaModel, ModelInfo]:
     model, fingerprint = load_dia(files.weights, config, device, dtype)
+    if device.type == "cpu" and is_small(config):
+        store_by_columns(model)
     info = ModelInfo(
         name=files.name,
         generation=config.generation.value,
