@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 
 from tests.service.dialogue import DIALOGUE, SPLIT, A, B, C, D
 from tests.service.jobs import Answer, answer, run, silence_for, watched
+from tests.service.streams import until
 from worker.engine.engine import Engine
 from worker.engine.sequence import Sequence
 from worker.errors import EngineError, InvalidInput
@@ -22,14 +22,6 @@ from worker.take import Spoken
 
 def engine_of(service: Service) -> Engine:
     return service._engine.engine
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async def poll() -> None:
-        while not condition():
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(poll(), timeout=60)
 
 
 def test_a_cancelled_job_frees_its_slots_and_leaves_no_task_behind(

@@ -65,7 +65,7 @@ class Runner:
         """Encodes the sequences' texts and decodes their prompts into their slots' caches.
 
         Args:
-            admitted: at most `memory.AT_ONCE` slots with their sequences.
+            admitted: at most `footprint.AT_ONCE` slots with their sequences.
         """
         for slot, sequence in admitted:
             self.state.load(slot, sequence)
